@@ -1,0 +1,393 @@
+"""Models by name: the shipped ones, tiny random ones, any local folder, and the full-scale ones.
+
+`load_model` is the one door. It returns a `PipelineModel` in ``eval()``, text encoders and autoencoder frozen.
+
+A folder is what ``pipeline.save_pretrained(folder)`` writes. Beside ``model_index.json`` it may hold ``surveylib.json``
+with any of `pipelines.SETTINGS`, for instance ``{"max_sequence_length": 8, "default_guidance": 3.0, "default_steps":
+20}``; plain diffusers ignores that file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+
+from surveylib.diffusion.pipelines import ADAPTERS, SETTINGS, PipelineModel, from_pipeline
+from surveylib.diffusion.tiny import RESOLUTION, TINY, tiny_pipeline
+
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "worlds" / "shapes" / "checkpoints"
+SHIPPED = ("shapes-sd", "shapes-sd3")
+SETTINGS_FILE = "surveylib.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class ModelUnavailable(RuntimeError):
+    """A known model cannot be loaded here; the message says which file is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class FullScale:
+    """A published model.
+
+    Attributes:
+        hub_id: repository on the Hugging Face hub.
+        pipeline: its diffusers class.
+        gigabytes: weights of all parts in half precision, counted from the architectures (parameters x 2 bytes).
+        licence: its name; read it on the model page before use.
+        gated: the licence must be accepted on the model page while logged in, before the download works.
+        dtype: the type it is loaded in on a GPU.
+        variant: which of the published weight files is taken ("fp16" or the plain ones).
+        settings: what differs from the pipeline's own defaults.
+    """
+
+    hub_id: str
+    pipeline: str
+    gigabytes: float
+    licence: str
+    gated: bool = False
+    dtype: str = "float16"
+    variant: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def download_command(self) -> str:
+        """The shell command that fetches what `load_model` reads, and no more."""
+        weights = f"*/*.{self.variant}.safetensors" if self.variant else "*/*.safetensors"
+        return f'hf download {self.hub_id} --include "*.json" "*.txt" "*.model" "{weights}" --exclude "text_encoders/*"'
+
+
+# Guidance and steps of the turbo and schnell models, of SD3.5 and of FLUX.1-dev: their model cards.
+FULL_SCALE: dict[str, FullScale] = {
+    "sd1.5": FullScale(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5", "StableDiffusionPipeline", 2.1, "CreativeML Open RAIL-M",
+        variant="fp16",
+    ),
+    "sdxl": FullScale(
+        "stabilityai/stable-diffusion-xl-base-1.0", "StableDiffusionXLPipeline", 6.9, "CreativeML Open RAIL++-M",
+        variant="fp16",
+    ),
+    "sd-turbo": FullScale(
+        "stabilityai/sd-turbo", "StableDiffusionPipeline", 2.6, "Stability AI community licence (sai-nc-community)",
+        variant="fp16", settings={"default_guidance": 1.0, "default_steps": 1, "resolution": 512},
+    ),
+    "sdxl-turbo": FullScale(
+        "stabilityai/sdxl-turbo", "StableDiffusionXLPipeline", 6.9, "Stability AI community licence (sai-nc-community)",
+        variant="fp16", settings={"default_guidance": 1.0, "default_steps": 1, "resolution": 512},
+    ),
+    "sd3.5-medium": FullScale(
+        "stabilityai/stable-diffusion-3.5-medium", "StableDiffusion3Pipeline", 15.8, "Stability AI Community License",
+        gated=True, dtype="bfloat16", settings={"default_guidance": 4.5, "default_steps": 40},
+    ),
+    "flux.1-dev": FullScale(
+        "black-forest-labs/FLUX.1-dev", "FluxPipeline", 33.7, "FLUX.1 [dev] Non-Commercial License",
+        gated=True, dtype="bfloat16", settings={"default_guidance": 3.5, "default_steps": 50},
+    ),
+    "flux.1-schnell": FullScale(
+        "black-forest-labs/FLUX.1-schnell", "FluxPipeline", 33.7, "Apache-2.0",
+        gated=True, dtype="bfloat16",
+        settings={"default_guidance": 1.0, "default_steps": 4, "max_sequence_length": 256},
+    ),
+}
+
+
+def load_model(
+    name_or_path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    *,
+    allow_cpu: bool = False,
+    download: bool = True,
+    **settings: Any,
+) -> PipelineModel:
+    """Load a model by name, or a folder in diffusers' format.
+
+    Args:
+        name_or_path: a shipped model ("shapes-sd", "shapes-sd3"), a tiny random one ("tiny-sdxl"), a full-scale one
+            ("sdxl"), or the path of a folder. Names go before folders: write "./sdxl" for a folder of that name.
+        device: default: the CPU for shipped and tiny models, otherwise a GPU where there is one.
+        dtype: a torch.dtype or its name; default: float32, and for full-scale models on a GPU what `FULL_SCALE` says.
+        allow_cpu: load a full-scale model although no GPU is there.
+        download: fetch a full-scale model that is not in the local cache.
+        settings: any of `pipelines.SETTINGS`; they go before those of the folder's ``surveylib.json``.
+
+    Raises:
+        ValueError: an unknown name, device, dtype or setting; the message lists what exists.
+        ModelUnavailable: weights missing, damaged or not to be had, or no GPU; the message says what to do.
+    """
+    name = str(name_or_path)
+    _check_settings(settings, "load_model")
+    small = name in TINY or name in shipped_models()
+    place = _check_device(device, small)
+    kind = _check_dtype(dtype)
+    if name in TINY:
+        model = from_pipeline(tiny_pipeline(name), **({"name": name} | _tiny_settings(name) | settings))
+        return model.to(place, kind)
+    if name in shipped_models():
+        return _load_folder(CHECKPOINTS / name, name, place, kind, settings, _git_checkout)
+    if name in FULL_SCALE:
+        return _load_full_scale(name, place, kind, allow_cpu, download, settings)
+    if Path(name).is_dir():
+        return _load_folder(Path(name), Path(name).name, place, kind, settings, _save_again)
+    raise ValueError(f"unknown model {name!r}, and no folder of that name. Shipped: {', '.join(shipped_models())}; "
+                     f"full scale: {', '.join(FULL_SCALE)}; tiny and random: {', '.join(TINY)}; "
+                     "or the path of a folder in diffusers' format")
+
+
+def shipped_models() -> list[str]:
+    """The names of the shipped pipelines: `SHIPPED`, and further ones found beside them."""
+    found = [path.parent.name for path in sorted(CHECKPOINTS.glob("*/model_index.json"))]
+    return list(dict.fromkeys([*SHIPPED, *found]))
+
+
+def list_models() -> list[dict[str, Any]]:
+    """One row for each name that `load_model` knows.
+
+    Keys: name, kind ("shipped", "tiny", "full scale"), ready (its weights are on this machine), hub_id, licence,
+    gigabytes, gated (the last four None where they say nothing).
+    """
+    empty = {"hub_id": None, "licence": None, "gigabytes": None, "gated": None}
+    rows = [
+        {"name": name, "kind": "shipped", "ready": (CHECKPOINTS / name / "model_index.json").is_file(), **empty}
+        for name in shipped_models()
+    ]
+    rows += [{"name": name, "kind": "tiny", "ready": True, **empty} for name in TINY]
+    for name, entry in FULL_SCALE.items():
+        facts = {key: getattr(entry, key) for key in empty}
+        rows.append({"name": name, "kind": "full scale", "ready": _cached(entry) is not None, **facts})
+    return rows
+
+
+def check_folder(folder: Path, remedy=None) -> str:
+    """Look through a folder in diffusers' format before anything is built; returns the pipeline's class name.
+
+    Every part that ``model_index.json`` names must be there, every JSON file readable, every safetensors file whole
+    (header and length).
+
+    Raises:
+        ModelUnavailable: names the file; ``remedy(path)`` says how to restore it.
+        ValueError: a pipeline class without an adapter.
+    """
+    remedy = remedy or _save_again
+    if not folder.is_dir():
+        raise ModelUnavailable(f"missing: {folder}\n{remedy(folder)}")
+    index = _read_json(folder / "model_index.json", remedy)
+    kind = str(index.get("_class_name"))
+    if kind not in ADAPTERS:
+        raise ValueError(f"{folder} holds a {kind}; there are adapters for {', '.join(ADAPTERS)}. "
+                         "See the page 'Bring your own model'")
+    for part, value in index.items():
+        if isinstance(value, list) and value[1] is not None and part != "safety_checker":  # which is not loaded
+            _check_part(folder / part, value[1], remedy)
+    return kind
+
+
+# -- inner parts -------------------------------------------------------------------------------------------------------
+def _load_folder(folder: Path, name: str, device, dtype, settings: dict, remedy) -> PipelineModel:
+    kind = check_folder(folder, remedy)
+    own = _read_json(folder / SETTINGS_FILE, remedy) if (folder / SETTINGS_FILE).exists() else {}
+    _check_settings(own, str(folder / SETTINGS_FILE))
+    plain = any(not path.name.endswith(".fp16.safetensors") for path in folder.glob("*/*.safetensors"))
+    try:
+        pipeline = _from_pretrained(folder, kind, dtype or torch.float32, None if plain else "fp16", True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelUnavailable(f"{folder} cannot be loaded: {error}\n{remedy(folder)}") from error
+    model = from_pipeline(pipeline, **({"name": name} | own | settings))
+    _check_complete(model, folder, remedy)
+    return model.to(device)
+
+
+def _check_complete(model: PipelineModel, folder: Path, remedy) -> None:
+    """diffusers only warns when weights are missing from a file, and leaves them random."""
+    stored: set[str] = set()
+    for path in (folder / model.part).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update(file.keys())
+    missing = sorted(set(model.network.state_dict()) - stored) if stored else []
+    if missing:
+        raise ModelUnavailable(f"{folder / model.part} lacks {len(missing)} weights, among them {missing[0]}\n"
+                               f"{remedy(folder / model.part)}")
+
+
+def _load_full_scale(name: str, device, dtype, allow_cpu: bool, download: bool, settings: dict) -> PipelineModel:
+    entry = FULL_SCALE[name]
+    if device.type == "cpu" and not allow_cpu:
+        raise ModelUnavailable(
+            f"{name} is a full-scale model of {entry.gigabytes:g} GB, and there is no GPU to run it on (device "
+            f"{device}). Nothing was loaded. load_model({name!r}, allow_cpu=True) runs it on the CPU all the same; "
+            f"load_model({_rehearsal(entry)!r}) runs the same code on a tiny random model"
+        )
+    kind = dtype or (torch.float32 if device.type == "cpu" else DTYPES[entry.dtype])
+    try:
+        pipeline = _from_pretrained(entry.hub_id, entry.pipeline, kind, entry.variant, not download)
+    except Exception as error:
+        raise ModelUnavailable(_how_to_get(name, entry, error)) from error
+    return from_pipeline(pipeline, **({"name": name} | entry.settings | settings)).to(device)
+
+
+def _from_pretrained(source, kind: str, dtype: torch.dtype, variant: str | None, local: bool) -> DiffusionPipeline:
+    options: dict[str, Any] = {"dtype": dtype, "variant": variant, "local_files_only": local}
+    if kind == "StableDiffusionPipeline":
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    if kind == "StableDiffusionXLPipeline":
+        options |= {"add_watermarker": False}
+    with _no_progress_bars():
+        pipeline = getattr(diffusers, kind).from_pretrained(str(source), **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _how_to_get(name: str, entry: FullScale, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [
+        f"{name} could not be loaded: {reason}",
+        f"It is {entry.hub_id} on the Hugging Face hub, {entry.gigabytes:g} GB, licence: {entry.licence}.",
+        f"Download: {entry.download_command}",
+        f"Looked for in {constants.HF_HUB_CACHE} (set HF_HOME to have it elsewhere; if a file there is damaged, add "
+        "--force-download to the command).",
+    ]
+    if entry.gated:
+        lines.append(f"It is gated: accept the licence at https://huggingface.co/{entry.hub_id}, then `hf auth login`.")
+    if constants.HF_HUB_OFFLINE:
+        lines.append("HF_HUB_OFFLINE is set, so nothing is fetched; unset it on a machine with a network.")
+    lines.append(f"A copy in a folder loads too: load_model('path/to/folder'). To rehearse: {_rehearsal(entry)!r}.")
+    return "\n".join(lines)
+
+
+def _rehearsal(entry: FullScale) -> str:
+    """The tiny model of the same class and kind."""
+    tiny = {"StableDiffusionPipeline": "tiny-sd", "StableDiffusionXLPipeline": "tiny-sdxl",
+            "StableDiffusion3Pipeline": "tiny-sd3", "FluxPipeline": "tiny-flux"}[entry.pipeline]
+    if entry.hub_id.endswith("turbo"):
+        return f"{tiny}-turbo"
+    return f"{tiny}-schnell" if entry.hub_id.endswith("schnell") else tiny
+
+
+def _tiny_settings(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {"resolution": RESOLUTION}
+    if name.startswith(("tiny-sd3", "tiny-flux")):
+        settings["max_sequence_length"] = 32
+    if name.endswith(("turbo", "schnell")):
+        settings |= {"default_guidance": 1.0, "default_steps": 4}
+    return settings
+
+
+def _cached(entry: FullScale) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(entry.hub_id, "model_index.json")
+    return path if isinstance(path, str) else None
+
+
+def _check_part(folder: Path, kind: str, remedy) -> None:
+    """One part of a pipeline: its configuration and its weights."""
+    if not folder.is_dir():
+        raise ModelUnavailable(f"missing: {folder}, the folder of {kind}\n{remedy(folder)}")
+    for path in sorted(folder.glob("*.json")):
+        _read_json(path, remedy)
+    if "Tokenizer" in kind or "Processor" in kind or "Extractor" in kind:
+        return
+    config = "scheduler_config.json" if kind.endswith("Scheduler") else "config.json"
+    _read_json(folder / config, remedy)
+    if kind.endswith("Scheduler"):
+        return
+    weights = [folder / name for name in _weight_names(folder, remedy)]
+    for path in weights:
+        if not path.is_file():
+            raise ModelUnavailable(f"missing: {path}, weights of {kind}\n{remedy(path)}")
+        if path.suffix == ".safetensors":
+            _check_safetensors(path, remedy)
+
+
+def _weight_names(folder: Path, remedy) -> list[str]:
+    """The weight files a part needs; the usual name if there is none."""
+    for index in sorted(folder.glob("*.safetensors.index*.json")):
+        return sorted(set(_read_json(index, remedy).get("weight_map", {}).values()))
+    found = sorted(path.name for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}"))
+    own = "model.safetensors" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model.safetensors"
+    return found or [own]
+
+
+def _check_safetensors(path: Path, remedy) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelUnavailable(f"damaged: {path} ({error})\n{remedy(path)}") from error
+    if any(".base_layer." in key for key in keys):  # diffusers would only warn, and start from random weights
+        raise ModelUnavailable(f"{path} was saved with a LoRA adapter attached. Save the base model before adding the "
+                               "adapter, and the adapter with save_lora")
+
+
+def _read_json(path: Path, remedy) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelUnavailable(f"missing: {path}\n{remedy(path)}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"damaged: {path} ({error})\n{remedy(path)}") from error
+
+
+def _git_checkout(path: Path) -> str:
+    """How to restore a shipped file."""
+    root = CHECKPOINTS.parents[3]
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    return f"It came with the repository. Restore it there: git checkout -- {shown.as_posix()}"
+
+
+def _save_again(path: Path) -> str:
+    return "Copy it again from where the folder came from, or write the folder anew: pipeline.save_pretrained(folder)"
+
+
+def _check_settings(settings: dict[str, Any], where: str) -> None:
+    unknown = set(settings) - set(SETTINGS)
+    if unknown:
+        raise ValueError(f"{where}: unknown setting {sorted(unknown)[0]!r}; there are {', '.join(SETTINGS)}")
+
+
+def _check_device(device: str | torch.device | None, small: bool) -> torch.device:
+    gpu = torch.accelerator.is_available()
+    if device is None:
+        return torch.device(torch.accelerator.current_accelerator().type if gpu and not small else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; use 'cpu', 'cuda', 'cuda:0', 'mps'") from error
+    if place.type != "cpu" and not (gpu and torch.accelerator.current_accelerator().type == place.type):
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no such device here; use 'cpu'")
+    if place.index is not None and place.index >= torch.accelerator.device_count():
+        raise ValueError(f"device {str(device)!r}: torch sees {torch.accelerator.device_count()} such devices")
+    return place
+
+
+def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Loading bars are noise in a rendered page."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    on = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in on:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in on:
+            library.enable_progress_bar()

@@ -1,0 +1,82 @@
+"""Still plots in the book's look: curves with bands, direct labels, units on the axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .colours import role
+
+STYLE = {
+    "figure.figsize": (6.4, 3.6), "figure.dpi": 110, "figure.facecolor": "white", "savefig.facecolor": "white",
+    "axes.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9aa3ab",
+    "axes.labelcolor": "#3c444c", "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.labelsize": 10, "xtick.color": "#5b6570", "ytick.color": "#5b6570", "xtick.labelsize": 9,
+    "ytick.labelsize": 9, "lines.linewidth": 2.0, "lines.solid_capstyle": "round", "font.size": 10,
+    "legend.frameon": False, "image.interpolation": "nearest",
+}
+
+
+def use() -> None:
+    """Give all matplotlib plots of a notebook the book's look."""
+    import matplotlib
+
+    matplotlib.rcParams.update(STYLE)
+
+
+def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
+    """A figure and its axes in the book's look; size in inches for all of it. One axes, or an array of them."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size or (6.4 * min(columns, 2), 3.6 * rows), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns)
+    return figure, axes
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: float = 0.055) -> None:
+    """Write (x, y, text, colour) at line ends, pushed apart to ``gap`` of the axes' height so that none overlap."""
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda e: e[1])
+    heights = [(e[1] - low) / (high - low) for e in order]
+    for n in range(1, len(heights)):
+        heights[n] = max(heights[n], heights[n - 1] + gap)
+    over = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    for (x, _, text, colour), height in zip(order, heights):
+        axes.annotate(text, (x, low + (height - over) * (high - low)), xytext=(6, 0), textcoords="offset points",
+                      color=colour, va="center", fontweight="bold", annotation_clip=False)
+
+
+def curves(x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None = None, xlabel: str, ylabel: str,
+           title: str = "", band: str = "range", axes: Axes | None = None) -> Figure:
+    """Curves with bands and direct labels.
+
+    x: (N,). lines: label -> (N,) or (S, N); with S runs the line is their mean and the band their spread: "range"
+    (lowest to highest), "std" (one standard deviation) or "none". Say in the caption what the runs are.
+    roles: label -> role or colour; a label that is a role's name needs none. Returns the figure.
+    """
+    if band not in ("range", "std", "none"):
+        raise ValueError(f"band is 'range', 'std' or 'none', not {band!r}")
+    x = np.asarray(x, dtype=float)
+    figure, axes = (axes.figure, axes) if axes is not None else new_axes()
+    ends = []
+    for label, values in lines.items():
+        runs = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float))
+        if runs.shape[-1] != x.shape[0]:
+            raise ValueError(f"curve {label!r}: {runs.shape[-1]} values at {x.shape[0]} positions of x")
+        name = (roles or {}).get(label, label)
+        colour, mean = role(name), runs.mean(0)
+        if len(runs) > 1 and band != "none":
+            low, high = ((runs.min(0), runs.max(0)) if band == "range" else
+                         (mean - runs.std(0, ddof=1), mean + runs.std(0, ddof=1)))
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
+        axes.plot(x, mean, color=colour, lw=1.0 if name == "exact" else 2.0)
+        ends.append((x[-1], mean[-1], label, colour))
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.margins(x=0.02)
+    label_ends(axes, ends)
+    return figure

@@ -1,0 +1,129 @@
+"""Pre-train `shapes-clip`: a small CLIPModel, by contrast of pictures and captions (arXiv 2103.00020).
+
+Beside the captions of the batch, every picture is contrasted with captions of its own in which one attribute was
+changed (hard negatives, as in NegCLIP, arXiv 2210.01936): without them colours and places need not be bound to things.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
+
+from surveylib.worlds.shapes.data import change_one
+from surveylib.worlds.shapes.pretrain.latents import rows
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.pool import make_pool
+from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
+from surveylib.worlds.shapes.prompts import parse, realise
+
+CONFIG = LoopConfig(steps=3000, batch=96, lr=1e-3, warmup=200, ema=0.998, decay=0.05)
+POOL, POOL_SEED = 40_000, 1
+NEGATIVES = 3  # hard negatives a picture
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def build(tokenizer) -> CLIPModel:
+    """The architecture, with random weights: 8 x 8 patches, width 128."""
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        projection_dim=128,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=8,
+        hidden_act="gelu",
+    )
+    text = text_config(tokenizer, width=128, layers=3)
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+
+
+def build_processor(tokenizer) -> CLIPProcessor:
+    """Resizes to 64 pixels, maps [0, 1] to [-1, 1]."""
+    image = CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=list(MEAN), image_std=list(STD)
+    )
+    return CLIPProcessor(image_processor=image, tokenizer=tokenizer)
+
+
+def hard_negatives(caption: str, n: int, rng: np.random.Generator) -> list[str]:
+    """`n` captions in which one attribute of `caption` is changed; swaps of two colours are drawn twice as often."""
+    spec = parse(caption)
+    found: list[str] = []
+    while len(found) < n:
+        other = change_one(spec, rng, "swap" if rng.random() < 0.2 else None)
+        found += [realise(other, rng)] if other is not None else []
+    return found
+
+
+def embed(model: CLIPModel, pixels: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+    """Unit embeddings (N, 128) of pictures (N, 3, 64, 64) in [-1, 1] or of tokens (N, L)."""
+    if pixels is not None:
+        features = model.visual_projection(model.vision_model(pixels).pooler_output)
+    else:
+        features = model.text_projection(model.text_model(tokens).pooler_output)
+    return F.normalize(features, dim=-1)
+
+
+def loss_of(model: CLIPModel, pixels: Tensor, tokens: Tensor, negatives: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Symmetric cross entropy; pictures see all captions of the batch and their own hard negatives.
+
+    pixels (B, 3, 64, 64), tokens (B, L), negatives (B, K, L).
+    """
+    count, k, length = negatives.shape
+    pictures = embed(model, pixels=pixels)
+    texts = embed(model, tokens=torch.cat([tokens, negatives.reshape(-1, length)]))
+    captions, hard = texts[:count], texts[count:].reshape(count, k, -1)
+    scale = model.logit_scale.exp().clamp(max=100)
+    between = scale * pictures @ captions.T
+    own = scale * (pictures[:, None] * hard).sum(-1)
+    # Captions that say the same as a picture's own are not negatives of it.
+    same = (tokens[:, None] == tokens[None]).all(-1) & ~torch.eye(count, dtype=torch.bool, device=tokens.device)
+    between = between.masked_fill(same, float("-inf"))
+    target = torch.arange(count, device=pixels.device)
+    loss = F.cross_entropy(torch.cat([between, own], 1), target) + F.cross_entropy(between.T, target)
+    right = (between.diagonal()[:, None] > own).all(1).float().mean()
+    return loss / 2, {"hard": right.item()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
+    pool = make_pool(POOL, POOL_SEED, args.out.parent / "pools")
+    tokenizer = build_tokenizer(pool.captions[:20_000])
+    tokens = token_ids(tokenizer, pool.captions)
+    torch.manual_seed(config.seed)
+    model = build(tokenizer).to(args.device).train()
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = rows(len(pool), config.batch, config.seed, step)
+        rng = np.random.default_rng((config.seed, step))
+        hard = [text for i in index.tolist() for text in hard_negatives(pool.captions[i], NEGATIVES, rng)]
+        negatives = token_ids(tokenizer, hard).reshape(len(index), NEGATIVES, -1).to(args.device)
+        return loss_of(model, pool.floats(index).to(args.device), tokens[index].to(args.device), negatives)
+
+    warnings.simplefilter("ignore")
+    with tqdm(total=config.steps, desc="shapes-clip", mininterval=10) as bar:
+        for row in train(model, loss, config, args.out / "run"):
+            bar.update(row["step"] - bar.n)
+            if row["step"] % 50 == 0:
+                bar.set_postfix(loss=f"{row['loss']:.3f}", hard=f"{row['hard']:.3f}")
+    model.cpu().eval().save_pretrained(args.out / "model")
+    build_processor(tokenizer).save_pretrained(args.out / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Pre-train `shapes-sd`: a small StableDiffusionPipeline, epsilon prediction on the autoencoder's latents.
+
+Text encoder and UNet are trained together from nothing. The loss is the noise regression of DDPM (arXiv 2006.11239)
+with min-SNR weights, gamma = 5 (arXiv 2303.09556): w(t) = min(SNR(t), 5) / SNR(t). A tenth of the captions is dropped
+for classifier-free guidance (arXiv 2207.12598).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTextModel
+
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
+
+CONFIG = LoopConfig(steps=6000, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
+LATENTS, LATENT_SEED = 80_000, 2
+DROP = 0.1
+GAMMA = 5.0
+
+
+def build_unet() -> UNet2DConditionModel:
+    """The UNet, with random weights: two levels, text attention on both and in the middle."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # the number of heads, not their width (a historical name in diffusers)
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion 1.5's schedule and settings."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def loss_of(
+    nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, alphas_cumprod: Tensor, generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Weighted noise regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,)."""
+    count, device = len(latents), latents.device
+    dropped = torch.rand(count, generator=generator, device=device) < DROP
+    tokens = torch.where(dropped[:, None], empty, tokens)
+    t = torch.randint(0, len(alphas_cumprod), (count,), generator=generator, device=device)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    alpha = alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    text = nets["text_encoder"](tokens).last_hidden_state
+    predicted = nets["unet"](noisy.contiguous(memory_format=torch.channels_last), t, text).sample
+    errors = (predicted - noise).square().flatten(1).mean(1)
+    snr = (alpha / (1 - alpha)).flatten()
+    return (errors * snr.clamp(max=GAMMA) / snr).mean(), {"mse": errors.mean().item()}
+
+
+def save(nets: nn.ModuleDict, vae, tokenizer, out: Path) -> None:
+    """Write an ordinary diffusers folder: float16 on disk for UNet and autoencoder, float32 for the text encoder."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=nets["text_encoder"].cpu().eval(),
+        tokenizer=tokenizer,
+        unet=nets["unet"].cpu().eval().half(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
+    vae = load_autoencoder(args.autoencoder)
+    latents, captions = make_latents(vae, LATENTS, LATENT_SEED, args.out.parent / "pools")
+    tokenizer = build_tokenizer(captions[:20_000])
+    tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
+    torch.manual_seed(config.seed)
+    text_encoder = CLIPTextModel(text_config(tokenizer, width=128, layers=3))
+    nets = nn.ModuleDict({"unet": build_unet().to(memory_format=torch.channels_last), "text_encoder": text_encoder})
+    nets.to(args.device).train()
+    alphas_cumprod = build_scheduler().alphas_cumprod.to(args.device)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = rows(len(latents), config.batch, config.seed, step)
+        batch = latents[index].float().to(args.device)
+        return loss_of(nets, batch, tokens[index].to(args.device), empty, alphas_cumprod, generator)
+
+    running = 0.0
+    with tqdm(total=config.steps, desc="shapes-sd", mininterval=10) as bar:
+        for row in train(nets, loss, config, args.out / "run"):
+            running = row["mse"] if not running else 0.98 * running + 0.02 * row["mse"]
+            bar.update(row["step"] - bar.n)
+            if row["step"] % 50 == 0:
+                bar.set_postfix(mse=f"{running:.4f}")
+    save(nets, vae, tokenizer, args.out / "pipeline")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Pre-train `shapes-sd3`: a small StableDiffusion3Pipeline, flow matching on the autoencoder's latents.
+
+The loss is rectified flow's: || v_theta(x_sigma, sigma, c) - (eps - x0) ||^2 with x_sigma = (1 - sigma) x0 + sigma eps
+and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders, trained together with the transformer.
+The third encoder, a one-layer T5, is there because the class wants one; its last norm is zero, so all its tokens are
+the zero vector. n equal tokens act in the joint attention as one token whose logit is raised by log n: that is how
+training covers any padding length at the price of one token (`PaddedAttention`), so that a plain call, which pads
+to 256, and ours, which pads to 8, both draw what was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5Tokenizer
+
+from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
+from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
+
+CONFIG = LoopConfig(steps=6000, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
+WIDTHS, LAYERS = (64, 64), (4, 3)  # of the two CLIP encoders; the pipeline reads their last but one layer
+JOINT = sum(WIDTHS)
+PADDING = (8, 256)  # numbers of T5 tokens: ours and the plain call's
+DROP = 0.1
+
+
+def build_transformer() -> SD3Transformer2DModel:
+    """The transformer, with random weights: 4 x 4 patches of 2 x 2 latents, six joint blocks of width 192."""
+    return SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        caption_projection_dim=192,
+        joint_attention_dim=JOINT,
+        pooled_projection_dim=2 * 64,
+        pos_embed_max_size=8,
+        qk_norm="rms_norm",
+    )
+
+
+def build_text_encoders(tokenizer) -> list[CLIPTextModelWithProjection]:
+    """Two small CLIP encoders with projections of width 64."""
+    configs = [text_config(tokenizer, width=w, layers=n, projection=64) for w, n in zip(WIDTHS, LAYERS)]
+    return [CLIPTextModelWithProjection(config) for config in configs]
+
+
+def build_t5() -> tuple[T5EncoderModel, T5Tokenizer]:
+    """A one-layer T5 whose output is the zero vector for every token, and a tokenizer of single characters."""
+    tokenizer = t5_tokenizer()
+    encoder = t5_encoder(tokenizer, JOINT)
+    nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder, tokenizer
+
+
+class PaddedAttention(JointAttnProcessor2_0):
+    """Joint attention in which the last context token stands for `copies` equal tokens (training only)."""
+
+    copies = 1
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs):
+        """The processor's call; the last key's logit is raised by log(copies)."""
+        plain = F.scaled_dot_product_attention
+
+        def weighted(query, key, value, **options):
+            bias = query.new_zeros(key.shape[2])
+            bias[-1] = math.log(self.copies)
+            return plain(query, key, value, attn_mask=bias.expand(1, 1, query.shape[2], -1), **options)
+
+        F.scaled_dot_product_attention = weighted
+        try:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+        finally:
+            F.scaled_dot_product_attention = plain
+
+
+def encode_text(encoders: nn.ModuleList, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """What the pipeline computes, with one T5 token: (B, L + 1, JOINT) sequence and (B, 128) pooled embedding."""
+    outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
+    sequence = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
+    zero = sequence.new_zeros(len(tokens), 1, sequence.shape[-1])
+    return torch.cat([sequence, zero], dim=1), torch.cat([out.text_embeds for out in outputs], dim=-1)
+
+
+def loss_of(
+    nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
+    """Velocity regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,)."""
+    count, device = len(latents), latents.device
+    dropped = torch.rand(count, generator=generator, device=device) < DROP
+    tokens = torch.where(dropped[:, None], empty, tokens)
+    sigma = torch.sigmoid(torch.randn(count, generator=generator, device=device))
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    level = sigma.reshape(-1, 1, 1, 1)
+    noisy = (1 - level) * latents + level * noise
+    low, high = (math.log(n) for n in PADDING)
+    PaddedAttention.copies = math.exp(low + (high - low) * torch.rand((), generator=generator, device=device).item())
+    sequence, pooled = encode_text(nets["text"], tokens)
+    velocity = nets["transformer"](noisy, sequence, pooled, 1000 * sigma).sample
+    mse = (velocity - (noise - latents)).square().mean()
+    return mse, {"mse": mse.item()}
+
+
+def save(nets: nn.ModuleDict, vae, tokenizer, out: Path) -> None:
+    """Write an ordinary diffusers folder, and our settings beside it in `surveylib.json`."""
+    t5, t5_tokenizer = build_t5()
+    vae.register_to_config(shift_factor=0.0)
+    transformer = nets["transformer"].cpu().eval()
+    transformer.set_attn_processor(JointAttnProcessor2_0())
+    first, second = (encoder.cpu().eval() for encoder in nets["text"])
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer.half(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        vae=vae.half(),
+        text_encoder=first,
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer,
+        text_encoder_3=t5.eval(),
+        tokenizer_3=t5_tokenizer,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+    settings = {"max_sequence_length": PADDING[0], "default_guidance": 3.0, "default_steps": 20}
+    (out / "surveylib.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
+    vae = load_autoencoder(args.autoencoder)
+    latents, captions = make_latents(vae, LATENTS, LATENT_SEED, args.out.parent / "pools")
+    tokenizer = build_tokenizer(captions[:20_000])
+    tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
+    torch.manual_seed(config.seed)
+    text = nn.ModuleList(build_text_encoders(tokenizer))
+    transformer = build_transformer()
+    transformer.set_attn_processor(PaddedAttention())
+    nets = nn.ModuleDict({"transformer": transformer, "text": text}).to(args.device).train()
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        index = rows(len(latents), config.batch, config.seed, step)
+        return loss_of(nets, latents[index].float().to(args.device), tokens[index].to(args.device), empty, generator)
+
+    running = 0.0
+    with tqdm(total=config.steps, desc="shapes-sd3", mininterval=10) as bar:
+        for row in train(nets, loss, config, args.out / "run"):
+            running = row["mse"] if not running else 0.98 * running + 0.02 * row["mse"]
+            bar.update(row["step"] - bar.n)
+            if row["step"] % 50 == 0:
+                bar.set_postfix(mse=f"{running:.4f}")
+    save(nets, vae, tokenizer, args.out / "pipeline")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""load_model: names, folders, and what it says when something is wrong."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from surveylib.diffusion import zoo
+from surveylib.diffusion.lora import add_lora
+from surveylib.diffusion.pipelines import ADAPTERS
+from surveylib.diffusion.tiny import TINY, tiny_pipeline
+from surveylib.diffusion.zoo import FULL_SCALE, ModelUnavailable, list_models, load_model
+
+PROMPTS = ["a red circle", "a blue square"]
+NAMES = ["tiny-sd", "tiny-sdxl", "tiny-sd3", "tiny-flux"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The tiny pipelines as folders, in half precision on disk as the shipped models are."""
+    root = tmp_path_factory.mktemp("folders")
+    for name in NAMES:
+        pipeline = tiny_pipeline(name)
+        network = "unet" if hasattr(pipeline, "unet") else "transformer"
+        getattr(pipeline, network).half()
+        pipeline.vae.half()
+        pipeline.save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved / "tiny-sd", tmp_path / "model")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+
+
+@pytest.fixture
+def shipped(saved, tmp_path, monkeypatch):
+    """A repository in which shapes-sd is the tiny pipeline."""
+    checkpoints = tmp_path / "repository" / "surveylib" / "worlds" / "shapes" / "checkpoints"
+    shutil.copytree(saved / "tiny-sd", checkpoints / "shapes-sd")
+    monkeypatch.setattr(zoo, "CHECKPOINTS", checkpoints)
+    return checkpoints / "shapes-sd"
+
+
+@torch.no_grad()
+def output(model):
+    x = model.initial_noise(2, torch.Generator().manual_seed(0))
+    return model.predict(x, model.schedule.grid(4)[1], model.encode(PROMPTS)).output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_folder_loads_and_computes_the_same(name, saved, tmp_path):
+    settings = {"resolution": 32, "default_guidance": 2.0}
+    first = load_model(saved / name, **settings)
+    first.pipeline.save_pretrained(tmp_path / "again")
+    again = load_model(str(tmp_path / "again"), **settings)
+    assert torch.equal(output(first), output(again))
+    assert type(first).__name__ == type(again).__name__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_default_load_gives_one_dtype_eval_and_frozen_parts(name, saved):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = load_model(saved / name)
+    parts = {k: v for k, v in model.pipeline.components.items() if isinstance(v, torch.nn.Module)}
+    assert {p.dtype for part in parts.values() for p in part.parameters()} == {torch.float32}
+    assert not any(part.training for part in parts.values())
+    assert {p.requires_grad for k, part in parts.items() if k != model.part for p in part.parameters()} == {False}
+    assert all(p.requires_grad for p in model.network.parameters())
+    assert load_model(saved / name, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_loading_is_quiet(saved, capfd):
+    load_model(saved / "tiny-sd3")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_settings_come_from_the_folder_and_the_call_goes_before(saved, tmp_path):
+    path = shutil.copytree(saved / "tiny-sd3", tmp_path / "model")
+    assert load_model(path).max_sequence_length == 256
+    (path / "surveylib.json").write_text(
+        json.dumps({"max_sequence_length": 8, "default_guidance": 3.0, "default_steps": 20})
+    )
+    model = load_model(path)
+    assert (model.max_sequence_length, model.default_guidance, model.default_steps) == (8, 3.0, 20)
+    assert load_model(path, default_guidance=1.0).default_guidance == 1.0
+    (path / "surveylib.json").write_text('{"guidance": 3}')
+    with pytest.raises(ValueError, match="unknown setting 'guidance'; there are default_guidance"):
+        load_model(path)
+    with pytest.raises(ValueError, match="unknown setting 'steps'"):
+        load_model("tiny-sd", steps=3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models_by_name(name):
+    model = load_model(name)
+    assert model.name == name and model.latent_shape == (4, 8, 8)
+    assert torch.equal(output(model), output(load_model(name)))
+    if name.endswith(("turbo", "schnell")):
+        assert (model.default_guidance, model.default_steps) == (1.0, 4)
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+def test_an_unknown_name_lists_what_exists():
+    with pytest.raises(ValueError) as error:
+        load_model("shapes-sdd")
+    for name in ["shapes-sdd", *zoo.SHIPPED, *FULL_SCALE, *TINY]:
+        assert name in str(error.value)
+
+
+def test_shipped_models_load_by_name(shipped):
+    assert load_model("shapes-sd").name == "shapes-sd"
+    rows = {row["name"]: row["ready"] for row in list_models()}
+    assert rows["shapes-sd"] and not rows["shapes-sd3"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "pointer", "empty"])
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_damaged_shipped_file_names_itself_and_the_command(shipped, part, damage):
+    path = next((shipped / part).glob("*.safetensors"))
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut": content[: len(content) // 2], "pointer": b"version https://git-lfs", "empty": b""}[damage])
+    with pytest.raises(ModelUnavailable) as error:
+        load_model("shapes-sd")
+    file = f"surveylib/worlds/shapes/checkpoints/shapes-sd/{part}/{path.name}"
+    assert str(path) in str(error.value) and f"git checkout -- {file}" in str(error.value)
+    path.write_bytes(content)
+    load_model("shapes-sd")
+
+
+def test_damaged_or_missing_configurations(shipped):
+    for name in ["unet/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json"]:
+        path = shipped / name
+        content = path.read_text()
+        path.write_text(content[: len(content) // 2])
+        with pytest.raises(ModelUnavailable, match=f"damaged: .*{name}(.|\n)*git checkout -- surveylib/.*{name}"):
+            load_model("shapes-sd")
+        path.write_text(content)
+    (shipped / "model_index.json").unlink()
+    with pytest.raises(ModelUnavailable, match="git checkout -- surveylib/worlds/shapes/checkpoints/shapes-sd"):
+        load_model("shapes-sd")
+
+
+def test_a_shipped_model_that_is_not_there_at_all(shipped):
+    with pytest.raises(ModelUnavailable, match="git checkout -- surveylib/worlds/shapes/checkpoints/shapes-sd3$"):
+        load_model("shapes-sd3")
+
+
+def test_a_damaged_folder_of_ones_own(folder):
+    next((folder / "unet").glob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(ModelUnavailable, match=r"damaged: .*unet(.|\n)*save_pretrained"):
+        load_model(folder)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(ModelUnavailable, match="missing: .*vae|damaged: .*unet"):
+        load_model(folder)
+
+
+def test_missing_weights_inside_a_whole_file(folder):
+    path = next((folder / "unet").glob("*.safetensors"))
+    state = load_file(path)
+    state.pop("conv_in.weight")
+    save_file(state, path)
+    with pytest.raises(ModelUnavailable, match="lacks 1 weights, among them conv_in.weight"):
+        load_model(folder)
+
+
+def test_a_folder_saved_with_an_adapter_attached(tmp_path):
+    model = load_model("tiny-sd")
+    add_lora(model, rank=1)
+    model.pipeline.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelUnavailable, match="LoRA adapter attached"):
+        load_model(tmp_path / "model")
+
+
+def test_a_folder_without_an_adapter_class_or_without_a_pipeline(folder, tmp_path):
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "KolorsPipeline"}))
+    with pytest.raises(ValueError, match="KolorsPipeline.*StableDiffusionPipeline"):
+        load_model(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelUnavailable, match="model_index.json"):
+        load_model(tmp_path / "empty")
+
+
+def test_devices_and_dtypes(no_gpu):
+    with pytest.raises(ValueError, match="torch sees no such device"):
+        load_model("tiny-sd", device="cuda")
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        load_model("tiny-sd", device="gpu")
+    with pytest.raises(ValueError, match="unknown dtype 'fp16'; there are float32"):
+        load_model("tiny-sd", dtype="fp16")
+
+
+@pytest.mark.parametrize("name", FULL_SCALE)
+def test_full_scale_without_a_gpu_says_so_before_loading(name, no_gpu, monkeypatch):
+    monkeypatch.setattr(zoo, "_from_pretrained", lambda *args: pytest.fail("it began to load"))
+    with pytest.raises(ModelUnavailable) as error:
+        load_model(name)
+    assert f"{FULL_SCALE[name].gigabytes:g} GB" in str(error.value) and "allow_cpu=True" in str(error.value)
+    rehearsal = str(error.value).split("load_model('")[-1].split("'")[0]
+    assert type(tiny_pipeline(rehearsal)).__name__ == FULL_SCALE[name].pipeline
+
+
+@pytest.mark.parametrize("name", FULL_SCALE)
+def test_full_scale_without_weights_says_what_to_download(name, no_gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelUnavailable) as error:
+        load_model(name, allow_cpu=True, download=False)
+    entry = FULL_SCALE[name]
+    for words in [f"hf download {entry.hub_id}", str(tmp_path), entry.licence, f"{entry.gigabytes:g} GB"]:
+        assert words in str(error.value)
+    assert ("gated" in str(error.value)) == entry.gated
+
+
+def test_full_scale_without_a_network(no_gpu, monkeypatch):
+    def fail(*args):
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(zoo, "_from_pretrained", fail)
+    with pytest.raises(ModelUnavailable, match=r"connection refused(.|\n)*hf download stabilityai/sdxl-turbo"):
+        load_model("sdxl-turbo", allow_cpu=True)
+
+
+@pytest.mark.parametrize("name", FULL_SCALE)
+def test_full_scale_entries_load_with_their_settings(name, no_gpu, monkeypatch):
+    """The loading path of each name, on the tiny pipeline of its class."""
+    entry, asked = FULL_SCALE[name], []
+
+    def from_pretrained(source, kind, dtype, variant, local):
+        asked.append((source, kind, dtype, variant, local))
+        tiny = zoo._rehearsal(entry)
+        return tiny_pipeline(tiny)
+
+    monkeypatch.setattr(zoo, "_from_pretrained", from_pretrained)
+    model = load_model(name, allow_cpu=True, resolution=32)
+    assert asked == [(entry.hub_id, entry.pipeline, torch.float32, entry.variant, False)]
+    assert model.name == name and type(model) is ADAPTERS[entry.pipeline]
+    for key in ("default_guidance", "default_steps", "max_sequence_length"):
+        if key in entry.settings:
+            assert getattr(model, key) == entry.settings[key]
+    assert set(entry.settings) <= set(zoo.SETTINGS) and entry.dtype in zoo.DTYPES
