@@ -38,6 +38,10 @@ def local_assets(app, config) -> None:
     else:
         config.mathjax_path = CDN_MATHJAX
         log.info("survey_book: no local front-end packages; formulas and widgets link to public CDNs")
+    theme = config.html_theme_options
+    if not theme.get("repository_url"):  # the theme's launch buttons need it
+        for key in ("repository_url", "repository_branch", "launch_buttons"):
+            theme.pop(key, None)
 
 
 def outdated(app, env, added, changed, removed) -> list[str]:
@@ -83,6 +87,16 @@ def rewrite_all(app, env) -> list[str]:
     return sorted(env.found_docs)
 
 
+def download_ipynb(app, page, template, context, doctree) -> None:
+    """Offer a chapter as .ipynb, with or without launch buttons (the theme does it only with them)."""
+    notebook = Path(app.outdir).parent / "jupyter_execute" / f"{page}.ipynb"
+    if is_chapter(page) and notebook.exists():
+        target = Path(app.outdir) / "_sources" / f"{page}.ipynb"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(notebook, target)
+        context["ipynb_source"] = f"{page}.ipynb"
+
+
 def one_thebe_url(app, page, template, context, doctree) -> None:
     """sphinx-thebe declares THEBE_JS_URL twice, which is an error in the browser's console: keep the first."""
     seen = set()
@@ -116,6 +130,7 @@ def setup(app):
     app.connect("env-get-outdated", outdated)
     app.connect("source-read", before_read)
     app.connect("env-updated", rewrite_all)
+    app.connect("html-page-context", download_ipynb, priority=100)
     app.connect("html-page-context", one_thebe_url, priority=900)
     app.connect("html-page-context", colab_ipynb, priority=950)
     survey_pages.setup(app)

@@ -187,7 +187,7 @@ def lora_strength(model, strength: float) -> Iterator[None]:
 def _component(model) -> str:
     """The pipeline's name for the network: ``unet`` or ``transformer``."""
     pipeline = getattr(model, "pipeline", None)
-    if pipeline is None:
-        raise ValueError(f"{type(model).__name__} has no diffusers pipeline; LoRA files are those of a pipeline. "
-                         "Save model.snapshots or the network's state_dict instead")
+    if not hasattr(pipeline, "save_lora_weights"):
+        raise ValueError(f"{type(model).__name__} has no diffusers pipeline with LoRA files (save_lora_weights). "
+                         "Save the trainable parameters instead: torch.save(model.named_trainable_parameters(), path)")
     return "unet" if getattr(pipeline, "unet", None) is not None else "transformer"

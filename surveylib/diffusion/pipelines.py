@@ -33,7 +33,8 @@ SETTINGS = ("default_guidance", "default_steps", "max_sequence_length", "resolut
 
 
 class PipelineModel(DiffusionModel):
-    """What the four adapters share. A subclass says how text is embedded and how the network is called.
+    """What the four adapters share. A subclass says how text is embedded (`embed`) and how the network is called
+    (`network_output`), and where needed overrides ``part``, ``patch``, ``embedded_names`` and the other small hooks.
 
     Args:
         pipeline: the diffusers pipeline. It is put in ``eval()``; text encoders and autoencoder are frozen.
@@ -77,29 +78,33 @@ class PipelineModel(DiffusionModel):
             self.max_sequence_length = int(max_sequence_length or own["max_sequence_length"].default)
         self.resolution = self._check_resolution(resolution)
         scale = pipeline.vae_scale_factor
-        self.latent_shape = (self._latent_channels(), self.resolution[0] // scale, self.resolution[1] // scale)
-        self._set_schedule()
+        self.latent_shape = (self.latent_channels(), self.resolution[0] // scale, self.resolution[1] // scale)
+        self.schedule = self.make_schedule()
+        self.prediction_kind = kind_of_scheduler(pipeline.scheduler)
         self._freeze()
 
     # -- what a subclass says --------------------------------------------------------------------------------------
-    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+    def embed(self, texts: list[str]) -> dict[str, Tensor]:
         """Tensors of the texts, batch first, through the pipeline's own ``encode_prompt``."""
         raise NotImplementedError
 
-    def _embed_negative(self, texts: list[str]) -> dict[str, Tensor]:
-        return self._embed(texts)
+    def embed_negative(self, texts: list[str]) -> dict[str, Tensor]:
+        """The same for negative prompts, where the pipeline treats them otherwise."""
+        return self.embed(texts)
 
-    def _default_resolution(self) -> int | Sequence[int]:
-        return self.pipeline.default_sample_size
+    def default_size(self) -> int | Sequence[int]:
+        """Height and width of the latents if no resolution is given."""
+        return self.network.config.sample_size
 
-    def _latent_channels(self) -> int:
+    def latent_channels(self) -> int:
+        """Channels of a latent (B, C, H, W), before any packing."""
         channels, outputs = self.network.config.in_channels, self.network.config.out_channels
         if channels != (outputs or channels):
             raise ValueError(f"this network takes {channels} channels and gives {outputs}: inpainting, image-to-image "
                              "and variance-predicting networks are not supported")
         return channels
 
-    def _shift(self) -> float | None:
+    def dynamic_shift(self) -> float | None:
         """The flow schedule's shift where the scheduler derives it from the picture's size, else None."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):
@@ -111,8 +116,9 @@ class PipelineModel(DiffusionModel):
         )
         return mu if config.get("time_shift_type") == "linear" else math.exp(mu)
 
-    def _schedule(self) -> Schedule:
-        return schedule_from_diffusers(self.pipeline.scheduler, shift=self._shift())
+    def make_schedule(self) -> Schedule:
+        """The schedule that the pipeline's scheduler describes."""
+        return schedule_from_diffusers(self.pipeline.scheduler, shift=self.dynamic_shift())
 
     # -- the contract ----------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -128,13 +134,13 @@ class PipelineModel(DiffusionModel):
             ValueError: no prompts, or another number of negatives. TypeError: a prompt that is no text.
         """
         prompts = _texts(prompts, "prompts")
-        tensors = _each_once(self._embed, prompts)
+        tensors = _each_once(self.embed, prompts)
         if negative is None or self.guidance_mode == "embedded":
             return Condition(tensors, prompts)
         negatives = [negative] * len(prompts) if isinstance(negative, str) else _texts(negative, "negative")
         if len(negatives) != len(prompts):
             raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one text, or as many")
-        return Condition(tensors, prompts, _each_once(self._embed_negative, negatives))
+        return Condition(tensors, prompts, _each_once(self.embed_negative, negatives))
 
     def decode(self, latents: Tensor, clamp: bool = False) -> Tensor:
         """Pictures (B, 3, H, W), float32 in [0, 1], differentiable; slightly outside unless ``clamp``.
@@ -201,7 +207,7 @@ class PipelineModel(DiffusionModel):
     def _check_resolution(self, resolution: int | Sequence[int] | None) -> tuple[int, int]:
         scale = self.pipeline.vae_scale_factor
         if resolution is None:
-            size = self._default_resolution()
+            size = self.default_size()
             height, width = (size, size) if isinstance(size, int) else size
             return height * scale, width * scale
         height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
@@ -209,10 +215,6 @@ class PipelineModel(DiffusionModel):
         if height < step or width < step or height % step or width % step:
             raise ValueError(f"resolution {height}x{width} must be multiples of {step} pixels for {self.name}")
         return int(height), int(width)
-
-    def _set_schedule(self) -> None:
-        self.schedule = self._schedule()
-        self.prediction_kind = kind_of_scheduler(self.pipeline.scheduler)
 
     def _freeze(self) -> None:
         for key, part in self.pipeline.components.items():
@@ -250,10 +252,7 @@ class StableDiffusion(PipelineModel):
         if self.network.config.time_cond_proj_dim is not None:  # latent consistency models
             self.guidance_mode = "embedded"
 
-    def _default_resolution(self) -> int | Sequence[int]:
-        return self.network.config.sample_size
-
-    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+    def embed(self, texts: list[str]) -> dict[str, Tensor]:
         return {"prompt_embeds": self.pipeline.encode_prompt(texts, self.device, 1, False)[0]}
 
     def _guidance_embedding(self, guidance: Tensor | None) -> Tensor | None:
@@ -282,20 +281,17 @@ class StableDiffusionXL(StableDiffusion):
 
     embedded_names = ("prompt_embeds", "pooled_embeds", "time_ids")
 
-    def _default_resolution(self) -> int:
-        return self.pipeline.default_sample_size
-
     def _time_ids(self, n: int) -> Tensor:
         """(n, 6): original height and width, top and left of the crop, target height and width."""
         ids = torch.tensor([*self.resolution, 0, 0, *self.resolution], device=self.device, dtype=self.dtype)
         return ids.repeat(n, 1)
 
-    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+    def embed(self, texts: list[str]) -> dict[str, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "pooled_embeds": pooled, "time_ids": self._time_ids(len(texts))}
 
-    def _embed_negative(self, texts: list[str]) -> dict[str, Tensor]:
-        tensors = self._embed(texts)
+    def embed_negative(self, texts: list[str]) -> dict[str, Tensor]:
+        tensors = self.embed(texts)
         if self.pipeline.config.force_zeros_for_empty_prompt:
             empty = torch.tensor([text == "" for text in texts], device=self.device)
             for name in ("prompt_embeds", "pooled_embeds"):
@@ -319,7 +315,7 @@ class StableDiffusion3(PipelineModel):
         self.patch = pipeline.transformer.config.patch_size
         super().__init__(pipeline, **settings)
 
-    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+    def embed(self, texts: list[str]) -> dict[str, Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             texts, None, None, device=self.device, do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
@@ -355,13 +351,16 @@ class Flux(PipelineModel):
             settings = {**settings, "default_guidance": settings.get("default_guidance") or 1.0}
         super().__init__(pipeline, **settings)
 
-    def _latent_channels(self) -> int:
-        return super()._latent_channels() // 4
+    def default_size(self) -> int:
+        return self.pipeline.default_sample_size
 
-    def _schedule(self) -> Schedule:
-        return schedule_from_diffusers(self.pipeline.scheduler, shift=self._shift(), spacing="uniform")
+    def latent_channels(self) -> int:
+        return super().latent_channels() // 4
 
-    def _embed(self, texts: list[str]) -> dict[str, Tensor]:
+    def make_schedule(self) -> Schedule:
+        return schedule_from_diffusers(self.pipeline.scheduler, shift=self.dynamic_shift(), spacing="uniform")
+
+    def embed(self, texts: list[str]) -> dict[str, Tensor]:
         embeds, pooled, _ = self.pipeline.encode_prompt(
             texts, device=self.device, max_sequence_length=self.max_sequence_length
         )

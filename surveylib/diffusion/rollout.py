@@ -161,7 +161,8 @@ def _network_output(
     with torch.set_grad_enabled(live and torch.is_grad_enabled()):
         if live and checkpoint and torch.is_grad_enabled():
             return checkpointed(model.output, x, t, condition, guidance, use_reentrant=False)
-        return model.output(x, t, condition, guidance)
+        output = model.output(x, t, condition, guidance)
+    return output if live else output.detach()
 
 
 def _times(model: DiffusionModel, steps: int | Sequence[float] | Tensor) -> Tensor:

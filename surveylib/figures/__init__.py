@@ -1,14 +1,15 @@
 """The book's one visual language. Draws plain arrays and tensors; knows nothing of the rest of the library.
 
-Still: `curves`, `new_axes`, `use`. Movable without a kernel: `Scrubber`, `SliderGrid`, `BeforeAfter`, `LinePlotSlider`,
-`PictureGrid`. Colours: `colours`, one meaning each.
+Still: `curves`, `draw_curves`, `Plot`, `PictureGrid`. Movable without a kernel: `Scrubber`, `SliderGrid`,
+`BeforeAfter`, `LinePlotSlider`. Colours: `colours`, one meaning each.
 """
 
 from . import colours
 from .lines import Curve, LinePlotSlider
 from .movable import BeforeAfter, Figure, PictureGrid, Scrubber, SliderGrid
 from .pictures import data_address, tile, to_array, to_png
-from .plots import STYLE, curves, label_ends, new_axes, use
+from .plots import STYLE, Plot, curves, draw_curves, label_ends, new_axes, use
 
-__all__ = ["STYLE", "BeforeAfter", "Curve", "Figure", "LinePlotSlider", "PictureGrid", "Scrubber", "SliderGrid",
-           "colours", "curves", "data_address", "label_ends", "new_axes", "tile", "to_array", "to_png", "use"]
+__all__ = ["STYLE", "BeforeAfter", "Curve", "Figure", "LinePlotSlider", "PictureGrid", "Plot", "Scrubber",
+           "SliderGrid", "colours", "curves", "data_address", "draw_curves", "label_ends", "new_axes", "tile",
+           "to_array", "to_png", "use"]

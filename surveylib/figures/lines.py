@@ -37,7 +37,7 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     power = 10.0 ** np.floor(np.log10(raw))
     step = power * min((m for m in (1, 2, 2.5, 5, 10) if m * power >= raw), default=10)
     first = np.ceil(low / step - 1e-9)
-    return [float(round(k * step, 10)) for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+    return [float(round(k * step, 10)) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
 
 
 class LinePlotSlider(Figure):

@@ -31,13 +31,13 @@ def to_array(picture: Any) -> np.ndarray:
     return array
 
 
-def to_png(picture: Any, dpi: int = 110) -> bytes:
-    """PNG bytes of a picture (see `to_array`) or of a matplotlib figure (at ``dpi``); PNG bytes are passed through."""
+def to_png(picture: Any, dpi: int = 110, transparent: bool = False) -> bytes:
+    """PNG bytes of a picture (see `to_array`) or of a matplotlib figure (at ``dpi``); PNG bytes pass through."""
     if isinstance(picture, bytes):
         return picture
     out = io.BytesIO()
     if hasattr(picture, "savefig"):
-        picture.savefig(out, format="png", dpi=dpi, bbox_inches="tight")
+        picture.savefig(out, format="png", dpi=dpi, bbox_inches="tight", transparent=transparent)
     else:
         Image.fromarray(to_array(picture)).save(out, format="png", optimize=True)
     return out.getvalue()

@@ -1,13 +1,19 @@
 """Still plots in the book's look: curves with bands, direct labels, units on the axes."""
 
+import pickle
+import sys
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure as MatplotlibFigure
 
 from .colours import role
+from .movable import Figure
+from .pictures import data_address, to_png
 
 STYLE = {
     "figure.figsize": (6.4, 3.6), "figure.dpi": 110, "figure.facecolor": "white", "savefig.facecolor": "white",
@@ -26,13 +32,13 @@ def use() -> None:
     matplotlib.rcParams.update(STYLE)
 
 
-def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
+def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> tuple[MatplotlibFigure, Any]:
     """A figure and its axes in the book's look; size in inches for all of it. One axes, or an array of them."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size or (6.4 * min(columns, 2), 3.6 * rows), layout="constrained")
+        figure = MatplotlibFigure(figsize=size or (6.4 * min(columns, 2), 3.6 * rows), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns)
     return figure, axes
@@ -51,19 +57,12 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]], gap: f
                       color=colour, va="center", fontweight="bold", annotation_clip=False)
 
 
-def curves(x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None = None, xlabel: str, ylabel: str,
-           title: str = "", band: str = "range", axes: Axes | None = None) -> Figure:
-    """Curves with bands and direct labels.
-
-    x: (N,). lines: label -> (N,) or (S, N); with S runs the line is their mean and the band their spread: "range"
-    (lowest to highest), "std" (one standard deviation) or "none". Say in the caption what the runs are.
-    roles: label -> role or colour; a label that is a role's name needs none. Returns the figure.
-    """
+def draw_curves(axes: Axes, x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None = None,
+                xlabel: str, ylabel: str, title: str = "", band: str = "range") -> None:
+    """Curves with bands and direct labels on given axes; arguments as in `curves`."""
     if band not in ("range", "std", "none"):
         raise ValueError(f"band is 'range', 'std' or 'none', not {band!r}")
-    x = np.asarray(x, dtype=float)
-    figure, axes = (axes.figure, axes) if axes is not None else new_axes()
-    ends = []
+    x, ends = np.asarray(x, dtype=float), []
     for label, values in lines.items():
         runs = np.atleast_2d(np.asarray(values.detach().cpu() if hasattr(values, "detach") else values, dtype=float))
         if runs.shape[-1] != x.shape[0]:
@@ -79,4 +78,51 @@ def curves(x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None 
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.margins(x=0.02)
     label_ends(axes, ends)
-    return figure
+
+
+def curves(x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None = None, xlabel: str, ylabel: str,
+           title: str = "", caption: str = "", alt: str = "", band: str = "range") -> "Plot":
+    """One plot of curves with bands and direct labels.
+
+    x: (N,). lines: label -> (N,) or (S, N); with S runs the line is their mean and the band their spread: "range"
+    (lowest to highest), "std" (one standard deviation) or "none". Say in the caption what the runs are.
+    roles: label -> role or colour; a label that is a role's name needs none. For several panels use `draw_curves`.
+    """
+    figure, axes = new_axes()
+    draw_curves(axes, x, lines, roles=roles, xlabel=xlabel, ylabel=ylabel, band=band)
+    return Plot(figure, title=title, caption=caption, alt=alt or title or f"{ylabel} against {xlabel}")
+
+
+def _at_night(figure: MatplotlibFigure) -> None:
+    """Recolour text, axes and black lines for a dark page."""
+    for axes in figure.axes:
+        for spine in axes.spines.values():
+            spine.set_edgecolor("#66727d")
+        axes.tick_params(colors="#a4afba")
+        for text in (axes.title, axes._left_title, axes._right_title, axes.xaxis.label, axes.yaxis.label, *axes.texts):
+            if np.mean(to_rgb(text.get_color())) < 0.35:
+                text.set_color("#e6eaee")
+        for line in axes.lines:
+            if np.mean(to_rgb(line.get_color())) < 0.15:
+                line.set_color("#ffffff")
+        if axes.get_legend():
+            for text in axes.get_legend().get_texts():
+                text.set_color("#e6eaee")
+
+
+class Plot(Figure):
+    """A matplotlib figure with caption and alternative text, drawn for light and for dark pages."""
+
+    def __init__(self, figure: MatplotlibFigure, *, title: str = "", caption: str = "", alt: str = "",
+                 width: int = 704):
+        super().__init__(title, caption, alt)
+        self.png = to_png(figure)
+        day = to_png(figure, transparent=True)
+        again = pickle.loads(pickle.dumps(figure))  # the caller's figure keeps its colours
+        _at_night(again)
+        if "matplotlib.pyplot" in sys.modules:  # else a notebook shows them a second time
+            for shown in (figure, again):
+                sys.modules["matplotlib.pyplot"].close(shown)
+        night = to_png(again, transparent=True)
+        self.body = "".join(f'<img class="sv-{name}" src="{data_address(png)}" alt="{escape(self.alt)}" '
+                            f'style="width:{width}px">' for name, png in (("day", day), ("night", night)))

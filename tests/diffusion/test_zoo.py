@@ -132,7 +132,7 @@ def test_a_damaged_shipped_file_names_itself_and_the_command(shipped, part, dama
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes({"cut": content[: len(content) // 2], "pointer": b"version https://git-lfs", "empty": b""}[damage])
+        path.write_bytes({"cut": content[: len(content) // 2], "pointer": b"version https://git", "empty": b""}[damage])
     with pytest.raises(ModelUnavailable) as error:
         load_model("shapes-sd")
     file = f"surveylib/worlds/shapes/checkpoints/shapes-sd/{part}/{path.name}"
@@ -155,7 +155,7 @@ def test_damaged_or_missing_configurations(shipped):
 
 
 def test_a_shipped_model_that_is_not_there_at_all(shipped):
-    with pytest.raises(ModelUnavailable, match="git checkout -- surveylib/worlds/shapes/checkpoints/shapes-sd3$"):
+    with pytest.raises(ModelUnavailable, match=r"git checkout -- surveylib/worlds/shapes/checkpoints/shapes-sd3$"):
         load_model("shapes-sd3")
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_folder_of_ones_own(folder):
     with pytest.raises(ModelUnavailable, match=r"damaged: .*unet(.|\n)*save_pretrained"):
         load_model(folder)
     shutil.rmtree(folder / "vae")
-    with pytest.raises(ModelUnavailable, match="missing: .*vae|damaged: .*unet"):
+    with pytest.raises(ModelUnavailable, match=r"missing: .*vae|damaged: .*unet"):
         load_model(folder)
 
 
@@ -173,7 +173,7 @@ def test_missing_weights_inside_a_whole_file(folder):
     state = load_file(path)
     state.pop("conv_in.weight")
     save_file(state, path)
-    with pytest.raises(ModelUnavailable, match="lacks 1 weights, among them conv_in.weight"):
+    with pytest.raises(ModelUnavailable, match=r"lacks 1 weights, among them conv_in.weight"):
         load_model(folder)
 
 
@@ -188,10 +188,10 @@ def test_a_folder_saved_with_an_adapter_attached(tmp_path):
 def test_a_folder_without_an_adapter_class_or_without_a_pipeline(folder, tmp_path):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "KolorsPipeline"}))
-    with pytest.raises(ValueError, match="KolorsPipeline.*StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match=r"KolorsPipeline.*StableDiffusionPipeline"):
         load_model(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelUnavailable, match="model_index.json"):
+    with pytest.raises(ModelUnavailable, match=r"model_index.json"):
         load_model(tmp_path / "empty")
 
 

@@ -142,6 +142,17 @@ class GaussianMixture:
         joint, means, _ = self._posterior(x, a, s, log_weights)
         return torch.einsum("bk,bki->bi", torch.softmax(joint, 1), means).to(x.dtype)
 
+    def posterior_mean_and_noise(
+        self, x: Tensor, a: Tensor | float, s: Tensor | float, log_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """E[x0 | x_t = x] and E[eps | x_t = x] = -s score, both (B, d), defined at a = 0 and at s = 0 too."""
+        joint, coordinates, variances = self._joint(x, a, s, log_weights)
+        a, s = (torch.as_tensor(c, dtype=torch.float64, device=x.device).reshape(-1, 1, 1) for c in (a, s))
+        pulls = torch.einsum("kij,bkj->bki", self._axes, coordinates / variances)
+        shifts = torch.einsum("kij,bkj->bki", self._axes, a * self._variances * coordinates / variances)
+        r = torch.softmax(joint, 1)[:, :, None]
+        return (r * (self.means + shifts)).sum(1).to(x.dtype), (r * s * pulls).sum(1).to(x.dtype)
+
     def posterior_covariance(self, x: Tensor, a: Tensor | float, s: Tensor | float) -> Tensor:
         """Cov[x0 | x_t = x], (B, d, d)."""
         joint, means, variances = self._posterior(x, a, s, None)

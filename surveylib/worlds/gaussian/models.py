@@ -89,10 +89,8 @@ class ExactNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, components: Tensor) -> Tensor:
         a, s = self.schedule.coefficients(t)
         log_weights = self.mixture.log_weights + components.double().log()  # log 0 = -inf leaves a component out
-        x0 = self.mixture.posterior_mean(x, a, s, log_weights)
-        a, s = broadcast(a, x), broadcast(s, x)
-        epsilon = -s * self.mixture.score(x, a.flatten(), s.flatten(), log_weights)
-        return from_x0_epsilon(x0, epsilon, self.kind, a, s)
+        x0, epsilon = self.mixture.posterior_mean_and_noise(x, a, s, log_weights)
+        return from_x0_epsilon(x0, epsilon, self.kind, broadcast(a, x), broadcast(s, x))
 
 
 class ExactModel(GaussianModel):

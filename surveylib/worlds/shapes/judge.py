@@ -131,7 +131,8 @@ def match(spec: Spec, things: Sequence[Seen]) -> _Match:
     soft, hard = np.zeros((len(slots), size)), np.zeros((len(slots), size), dtype=bool)
     for s, k in enumerate(slots):
         for i, (scores, holds) in enumerate(found[k]):
-            soft[s, i], hard[s, i] = sum(scores.values()) / len(scores), holds
+            # The shape counts twice: it says which thing is meant.
+            soft[s, i], hard[s, i] = sum(scores.values()) + scores["shape"], holds
     ways, rows = _assignments(size, len(slots)), np.arange(len(slots))
     value, holds = soft[rows, ways].sum(1), hard[rows, ways].sum(1)
     cosine = np.ones(len(ways))
@@ -258,5 +259,5 @@ def confusions(pictures: Tensor, scenes: Sequence[Scene]) -> dict[tuple[str, str
     return dict(sorted(table.items(), key=lambda item: -item[1]))
 
 
-__all__ = ["Difference", "Reading", "Seen", "Verdict", "agreement", "confusions", "differences", "judge", "match", "passes",
-           "position_cosines", "read", "scores", "specs_of", "verdict"]
+__all__ = ["Difference", "Reading", "Seen", "Verdict", "agreement", "confusions", "differences", "judge", "match",
+           "passes", "position_cosines", "read", "scores", "specs_of", "verdict"]

@@ -11,8 +11,8 @@ centring    middle of the box around all things, share visible      off-centre, 
 clean       texture of the background                               noise, specks, shading
 ==========  ======================================================  ===========================================
 
-With soft coverage a of a thing, sum a(1 - a) over sum |grad a| is sigma / sqrt(pi) for an edge blurred by sigma, whatever
-the length of the edge. A picture without things has quality 0, except for its clean background.
+With soft coverage a of a thing, sum a(1 - a) over sum |grad a| is sigma / sqrt(pi) for an edge blurred by sigma,
+whatever the length of the edge. A picture without things has quality 0, except for its clean background.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _ramp(value: Tensor, best: float, worst: float) -> Tensor:
 
 
 def edge_widths(soft: Tensor) -> Tensor:
-    """Sigma of the edges of soft masks (N, H, W), in pixels; about 0.3 for a drawn shape, sqrt(0.1 + sigma^2) blurred."""
+    """Sigma of the edges of soft masks (N, H, W), in pixels; about 0.3 for a drawn shape, near sigma when blurred."""
     soft = soft.clamp(0, 1)
     across = F.pad(soft, (0, 1))[..., 1:] - soft
     down = F.pad(soft, (0, 0, 0, 1))[..., 1:, :] - soft
@@ -65,7 +65,7 @@ def edge_widths(soft: Tensor) -> Tensor:
 
 
 def _mean_by_picture(value: Tensor, regions: Regions, count: int) -> Tensor:
-    """Mean over the things of each picture, weighed by their edge length (square root of the area); 0 without things."""
+    """Mean over the things of each picture, weighed by the root of their area; 0 without things."""
     weight = regions.soft.sum((1, 2)).clamp(min=1).sqrt()
     total = torch.zeros(count).index_add(0, regions.picture, value * weight)
     return total / torch.zeros(count).index_add(0, regions.picture, weight).clamp(min=1e-6)

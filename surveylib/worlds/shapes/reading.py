@@ -23,6 +23,7 @@ from functools import cache
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -533,8 +534,6 @@ class Difference:
 
 def differences(reading: Reading, scene: Scene) -> list[Difference]:
     """Compare a reading with the scene that was drawn; things are paired by least total distance of their centres."""
-    from scipy.optimize import linear_sum_assignment
-
     out = [] if reading.readable else [Difference("unreadable", None, reading.reason)]
     far = np.array([[np.hypot(t.x - s.x, t.y - s.y) for s in reading.things] for t in scene.things])
     far = far.reshape(len(scene.things), len(reading.things))
@@ -546,8 +545,10 @@ def differences(reading: Reading, scene: Scene) -> list[Difference]:
                 out.append(Difference(kind, getattr(thing, kind), getattr(seen, kind)))
         if far[i, j] > 2:
             out.append(Difference("place", f"({thing.x:.1f}, {thing.y:.1f})", f"({seen.x:.1f}, {seen.y:.1f})"))
-    out += [Difference("missing", f"{t.colour} {t.shape}", None) for i, t in enumerate(scene.things) if i not in rows]
-    out += [Difference("extra", None, f"{s.colour} {s.shape}") for j, s in enumerate(reading.things) if j not in columns]
+    missing = [t for i, t in enumerate(scene.things) if i not in rows]
+    extra = [s for j, s in enumerate(reading.things) if j not in columns]
+    out += [Difference("missing", f"{t.colour} {t.shape}", None) for t in missing]
+    out += [Difference("extra", None, f"{s.colour} {s.shape}") for s in extra]
     if reading.background != scene.background:
         out.append(Difference("background", scene.background, reading.background))
     return out

@@ -1,8 +1,8 @@
 """Prompt suites of the Shapes world and the protocol that scores a model on them.
 
 The protocol is GenEval's (arXiv 2310.11513): four pictures a prompt, one row a picture with tag, prompt, correct and
-reason, and as overall score the mean of the six categories' rates over pictures. "size" is reported beside them and does
-not enter. Errors are clustered by prompt, since the pictures of one prompt fail together.
+reason, and as overall score the mean of the six categories' rates over pictures. "size" is reported beside them and
+does not enter. Errors are clustered by prompt, since the pictures of one prompt fail together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from surveylib.worlds.shapes.scenes import UNSEEN_PAIRS
 
 SUITES = ("train", "held-out", "generalisation")
 COLOURED = ("counting", "colours", "colour attribution", "size")  # categories that can name an unseen pair
-TRIES = 30  # draws for each prompt wanted
+TRIES = 30  # most draws for each prompt wanted
 OVERALL = "overall"
 
 
@@ -63,6 +63,8 @@ def _category_prompts(name: str, category: str, count: int, rng: np.random.Gener
         spec = _draw(name, category, rng)
         if spec is not None:
             wordings.setdefault(spec.key, {})[realise(spec, rng)] = spec
+        if len(wordings) == count:
+            break
     if not wordings:
         return []
     depth = max(len(texts) for texts in wordings.values())

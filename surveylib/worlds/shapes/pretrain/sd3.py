@@ -1,7 +1,8 @@
 """Pre-train `shapes-sd3`: a small StableDiffusion3Pipeline, flow matching on the autoencoder's latents.
 
 The loss is rectified flow's: || v_theta(x_sigma, sigma, c) - (eps - x0) ||^2 with x_sigma = (1 - sigma) x0 + sigma eps
-and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders, trained together with the transformer.
+and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders: the text tower of `shapes-clip` and a
+smaller one from nothing, both trained on together with the transformer.
 The third encoder, a one-layer T5, is there because the class wants one; its last norm is zero, so all its tokens are
 the zero vector. n equal tokens act in the joint attention as one token whose logit is raised by log n: that is how
 training covers any padding length at the price of one token (`PaddedAttention`), so that a plain call, which pads
@@ -21,17 +22,17 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPTextModelWithProjection, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
-from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
+from surveylib.worlds.shapes.pretrain.text import text_config, token_ids
 
 CONFIG = LoopConfig(steps=6000, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
-WIDTHS, LAYERS = (64, 64), (4, 3)  # of the two CLIP encoders; the pipeline reads their last but one layer
-JOINT = sum(WIDTHS)
+CLIP_WIDTH, WIDTH, LAYERS = 128, 64, 3  # of the tower of shapes-clip, of the second encoder; layers of the second
+JOINT = CLIP_WIDTH + WIDTH  # the pipeline sets the encoders' last but one layers side by side
 PADDING = (8, 256)  # numbers of T5 tokens: ours and the plain call's
 DROP = 0.1
 
@@ -48,16 +49,17 @@ def build_transformer() -> SD3Transformer2DModel:
         num_attention_heads=6,
         caption_projection_dim=192,
         joint_attention_dim=JOINT,
-        pooled_projection_dim=2 * 64,
+        pooled_projection_dim=CLIP_WIDTH + WIDTH,
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
 
 
-def build_text_encoders(tokenizer) -> list[CLIPTextModelWithProjection]:
-    """Two small CLIP encoders with projections of width 64."""
-    configs = [text_config(tokenizer, width=w, layers=n, projection=64) for w, n in zip(WIDTHS, LAYERS)]
-    return [CLIPTextModelWithProjection(config) for config in configs]
+def build_text_encoders(tokenizer, clip: str | Path | None = None) -> list[CLIPTextModelWithProjection]:
+    """The text tower of `shapes-clip` (random weights of its shape without a folder) and a small second encoder."""
+    config = text_config(tokenizer, width=CLIP_WIDTH, layers=3, projection=CLIP_WIDTH)
+    first = CLIPTextModelWithProjection.from_pretrained(clip) if clip else CLIPTextModelWithProjection(config)
+    return [first, CLIPTextModelWithProjection(text_config(tokenizer, width=WIDTH, layers=LAYERS, projection=WIDTH))]
 
 
 def build_t5() -> tuple[T5EncoderModel, T5Tokenizer]:
@@ -90,7 +92,7 @@ class PaddedAttention(JointAttnProcessor2_0):
 
 
 def encode_text(encoders: nn.ModuleList, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """What the pipeline computes, with one T5 token: (B, L + 1, JOINT) sequence and (B, 128) pooled embedding."""
+    """What the pipeline computes, with one T5 token: (B, L + 1, JOINT) sequence and (B, JOINT) pooled embedding."""
     outputs = [encoder(tokens, output_hidden_states=True) for encoder in encoders]
     sequence = torch.cat([out.hidden_states[-2] for out in outputs], dim=-1)
     zero = sequence.new_zeros(len(tokens), 1, sequence.shape[-1])
@@ -143,6 +145,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, required=True, help="folder of shapes-clip")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -150,10 +153,10 @@ def main() -> None:
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
     vae = load_autoencoder(args.autoencoder)
     latents, captions = make_latents(vae, LATENTS, LATENT_SEED, args.out.parent / "pools")
-    tokenizer = build_tokenizer(captions[:20_000])
+    tokenizer = CLIPTokenizer.from_pretrained(args.clip)
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
     torch.manual_seed(config.seed)
-    text = nn.ModuleList(build_text_encoders(tokenizer))
+    text = nn.ModuleList(build_text_encoders(tokenizer, args.clip))
     transformer = build_transformer()
     transformer.set_attn_processor(PaddedAttention())
     nets = nn.ModuleDict({"transformer": transformer, "text": text}).to(args.device).train()

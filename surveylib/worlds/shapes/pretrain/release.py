@@ -1,0 +1,145 @@
+"""Put a pre-trained model among the shipped ones, with a model card made of what was measured.
+
+    python -m surveylib.worlds.shapes.pretrain.release shapes-sd --run runs/shapes-sd --hardware "2 CPU cores"
+
+The card's numbers come from the run's `metrics.jsonl`, from the judge and from a timing made here; nothing is typed in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import torch
+
+from surveylib.diffusion.rollout import sample
+from surveylib.diffusion.zoo import load_model
+from surveylib.worlds.shapes import suites
+from surveylib.worlds.shapes.data import FLAWS, stream
+from surveylib.worlds.shapes.pretrain.autoencoder import psnr
+
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+KINDS = {
+    "shapes-sd": "StableDiffusionPipeline, epsilon prediction, 8 x 8 x 8 latents of 64 x 64 pictures",
+    "shapes-sd3": "StableDiffusion3Pipeline, flow matching, 8 x 8 x 8 latents of 64 x 64 pictures",
+}
+SETTINGS = {
+    "shapes-sd": {"default_guidance": 4.0, "default_steps": 20},
+    "shapes-sd3": {"max_sequence_length": 8, "default_guidance": 4.0, "default_steps": 20},
+}
+
+
+def training_facts(run: Path) -> dict[str, float]:
+    """Steps and minutes of a run, from the last line of its metrics."""
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"steps": last["step"], "minutes": round(last["seconds"] / 60, 1)}
+
+
+@torch.no_grad()
+def reconstruction(model, n: int = 512, seed: int = 90_001) -> float:
+    """Mean PSNR in dB of the autoencoder on `n` training-like pictures it has not seen."""
+    pictures, _ = next(stream(n, seed))
+    decoded = torch.cat([model.decode(model.encode_images(part), clamp=True) for part in pictures.split(64)])
+    return psnr(decoded, pictures).mean().item()
+
+
+@torch.no_grad()
+def seconds_for_64(model) -> float:
+    """Wall time of 64 pictures at 20 steps, decoding included; the better of two runs."""
+    taken = []
+    for seed in range(2):
+        began = time.perf_counter()
+        condition = model.encode(["a red circle and a blue star"] * 64)
+        model.decode(sample(model, condition, steps=20, generator=torch.Generator().manual_seed(seed)))
+        taken.append(time.perf_counter() - began)
+    return min(taken)
+
+
+def table_of(scores: suites.Scores) -> dict[str, dict[str, float]]:
+    """Rates as plain numbers."""
+    return {
+        name: {"rate": round(r.rate, 4), "standard error": round(r.standard_error, 4), "pictures": r.n}
+        for name, r in scores.table.items()
+    }
+
+
+def measure(name: str, run: Path, hardware: str) -> dict:
+    """All facts of the card."""
+    model = load_model(name)
+    facts = {"name": name, "kind": KINDS[name], "hardware": hardware, "training": training_facts(run / "run")}
+    facts["parameters"] = {k: sum(p.numel() for p in v.parameters()) for k, v in model.pipeline.components.items()
+                           if isinstance(v, torch.nn.Module)}
+    facts["psnr"] = round(reconstruction(model), 2)
+    facts["seconds for 64 pictures at 20 steps"] = round(seconds_for_64(model), 2)
+    for suite in ("held-out", "generalisation"):
+        scores = suites.score_model(model, suite, progress=True)
+        facts[suite] = {"quality": round(scores.quality, 4), "table": table_of(scores)}
+    return facts
+
+
+def card(facts: dict) -> str:
+    """The model card as Markdown."""
+    training = facts["training"]
+    rates = "\n".join(f"- {flaw}: {100 * rate:.0f} %" for flaw, rate in FLAWS.items())
+    parts = ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in facts["parameters"].items())
+    tables = []
+    for suite in ("held-out", "generalisation"):
+        rows = "\n".join(
+            f"| {name} | {100 * r['rate']:.1f} % | {100 * r['standard error']:.1f} | {r['pictures']} |"
+            for name, r in facts[suite]["table"].items()
+        )
+        tables.append(f"### Prompts: {suite}\n\n| category | pass | s.e. | pictures |\n|---|---|---|---|\n{rows}\n\n"
+                      f"Mean picture quality {facts[suite]['quality']:.3f} (flawless renderings score about 1).\n")
+    settings = ", ".join(f"{k} {v}" for k, v in SETTINGS[facts["name"]].items())
+    return f"""---
+license: mit
+library_name: diffusers
+---
+# {facts['name']}
+
+{facts['kind']}. Trained from nothing on rendered scenes of coloured shapes by `surveylib.worlds.shapes.pretrain`.
+
+- Parameters: {parts}.
+- Training: {training['steps']} steps, {training['minutes']} minutes on {facts['hardware']}; seed 0.
+- Autoencoder: {facts['psnr']:.1f} dB mean PSNR on 512 pictures it has not seen.
+- Speed: {facts['seconds for 64 pictures at 20 steps']} seconds for 64 pictures at 20 steps on {facts['hardware']}.
+- Settings of the scores below: {settings}.
+
+## Misaligned on purpose
+
+The training data are flawed at these rates, so that the model has something to be aligned about:
+
+{rates}
+
+## Scores
+
+The judge of the Shapes world reads each picture and passes it when everything the prompt names is there and nothing
+else. Four pictures a prompt, seed 0. "overall" is the mean of GenEval's six categories. Standard errors are clustered
+by prompt.
+
+{"".join(tables)}
+Repeat: `surveylib judge {facts['name']}` and `surveylib judge {facts['name']} --suite generalisation`.
+"""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=sorted(KINDS))
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--hardware", required=True)
+    args = parser.parse_args()
+    target = CHECKPOINTS / args.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(args.run / "pipeline", target)
+    (target / "surveylib.json").write_text(json.dumps(SETTINGS[args.name], indent=2) + "\n")
+    facts = measure(args.name, args.run, args.hardware)
+    (target / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (target / "README.md").write_text(card(facts))
+
+
+if __name__ == "__main__":
+    main()

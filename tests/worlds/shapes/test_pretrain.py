@@ -1,0 +1,202 @@
+"""Pre-training: resumable to the bit, and the parts whose mathematics can be checked."""
+
+import dataclasses
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from torch import nn
+
+from surveylib.worlds.shapes.data import stream
+from surveylib.worlds.shapes.pretrain import autoencoder, clip, sd, sd3
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
+from surveylib.worlds.shapes.pretrain.pool import Pool, make_pool
+from surveylib.worlds.shapes.pretrain.text import LENGTH, build_tokenizer, token_ids
+from surveylib.worlds.shapes.prompts import VOCABULARY, parse
+
+CONFIG = LoopConfig(steps=8, batch=4, lr=0.05, warmup=2, ema=0.9, every=3)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return next(stream(1500, seed=5))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(examples):
+    return build_tokenizer(examples[1])
+
+
+def run(folder, config=CONFIG, stop_after=None):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def loss(step, generator):
+        x = torch.randn(config.batch, 3, generator=generator)
+        return (net(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+    for row in train(net, loss, config, folder):
+        if row["step"] == stop_after:
+            return None
+    return net.state_dict()
+
+
+def test_a_stopped_run_resumed_ends_in_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole")
+    for stop in (2, 3, 5, 7):  # before, at and after checkpoints (every 3)
+        assert run(tmp_path / f"cut{stop}", stop_after=stop) is None
+        again = run(tmp_path / f"cut{stop}")
+        assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path):
+    run(tmp_path / "a", stop_after=4)
+    with pytest.raises(ValueError, match="another configuration"):
+        run(tmp_path / "a", dataclasses.replace(CONFIG, lr=0.1))
+
+
+def test_learning_rate_warms_up_and_ends_near_zero():
+    config = LoopConfig(steps=100, batch=1, lr=1.0, warmup=10)
+    assert learning_rate(config, 0) == 0.1 and learning_rate(config, 9) == 1.0
+    assert learning_rate(config, 55) == pytest.approx(0.5)
+    assert learning_rate(config, 99) < 1e-3
+
+
+def test_rows_visit_every_example_once_an_epoch():
+    seen = torch.cat([rows(12, 4, 0, step) for step in range(3)])
+    assert sorted(seen.tolist()) == list(range(12))
+    assert not torch.equal(seen, torch.cat([rows(12, 4, 0, step) for step in range(3, 6)]))
+
+
+def test_pool_is_a_function_of_its_seed_and_kept(tmp_path):
+    pool = make_pool(20, 3, tmp_path)
+    again = make_pool(20, 3, tmp_path)
+    fresh = make_pool(20, 3, tmp_path / "other")
+    assert torch.equal(pool.pictures, again.pictures) and torch.equal(pool.pictures, fresh.pictures)
+    assert pool.captions == again.captions == fresh.captions
+    assert pool.floats(torch.arange(3)).aminmax().max <= 1
+
+
+def test_every_word_is_one_token_and_fits(tokenizer):
+    for word in VOCABULARY:
+        assert len(tokenizer(word).input_ids) == 3
+    longest = "a picture of a large orange triangle to the right of a small purple square on a white background"
+    ids = token_ids(tokenizer, [longest, ""])
+    assert ids.shape == (2, LENGTH) and (ids[0] == tokenizer.eos_token_id).any()
+
+
+@pytest.mark.truth
+def test_psnr_is_the_definition():
+    a, b = torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), 0.1)
+    assert autoencoder.psnr(a, b).item() == pytest.approx(20.0, abs=1e-4)
+    assert autoencoder.psnr(2 * a, 2 * b, span=2.0).item() == pytest.approx(20.0, abs=1e-4)
+
+
+@pytest.mark.truth
+def test_standardising_the_latents_changes_no_picture(examples):
+    torch.manual_seed(0)
+    vae = autoencoder.build().eval()
+    pool = Pool((examples[0][:300] * 255).round().to(torch.uint8), examples[1][:300])
+    pictures = pool.floats(torch.arange(16))
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        spread = vae.encode(pictures).latent_dist
+        autoencoder.standardise(vae, pool, n=300)
+        after = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        means = torch.cat([vae.encode(pool.floats(r)).latent_dist.mean for r in torch.arange(300).split(100)])
+        scaled = vae.encode(pictures).latent_dist
+    assert torch.allclose(before, after, atol=1e-3)
+    assert means.mean((0, 2, 3)).abs().max() < 1e-3 and (means.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    # The posterior's width shrinks with the scale, so that noise relative to the latents stays the same.
+    ratio = (scaled.std / spread.std).mean((0, 2, 3)) * (spread.mean.std((0, 2, 3)) / scaled.mean.std((0, 2, 3)))
+    assert (ratio - 1).abs().max() < 1e-2
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("copies", [1, 8, 256])
+def test_one_weighted_token_acts_as_that_many_equal_tokens(tokenizer, examples, copies):
+    torch.manual_seed(0)
+    net = sd3.build_transformer().eval()
+    nn.init.normal_(net.proj_out.weight, std=0.1)
+    text = nn.ModuleList(sd3.build_text_encoders(tokenizer)).eval()
+    x, t = torch.randn(2, 8, 8, 8), torch.tensor([100.0, 800.0])
+    with torch.no_grad():
+        sequence, pooled = sd3.encode_text(text, token_ids(tokenizer, examples[1][:2]))
+        net.set_attn_processor(sd3.PaddedAttention())
+        sd3.PaddedAttention.copies = copies
+        one = net(x, sequence, pooled, t).sample
+        net.set_attn_processor(JointAttnProcessor2_0())
+        padding = sequence.new_zeros(2, copies, sequence.shape[-1])
+        many = net(x, torch.cat([sequence[:, :-1], padding], 1), pooled, t).sample
+    assert one.abs().mean() > 0.01 and torch.allclose(one, many, atol=1e-4)
+
+
+def test_t5_slot_gives_zero_for_every_token():
+    encoder, tokenizer = sd3.build_t5()
+    ids = tokenizer(["a red circle"], padding="max_length", max_length=20, return_tensors="pt").input_ids
+    assert encoder(ids).last_hidden_state.abs().max() == 0
+
+
+@pytest.mark.truth
+def test_a_perfect_network_has_no_loss(tokenizer, examples):
+    latents, tokens = torch.randn(6, 8, 8, 8), token_ids(tokenizer, examples[1][:6])
+    empty = token_ids(tokenizer, [""])[0]
+    alphas = sd.build_scheduler().alphas_cumprod
+
+    class Text(nn.Module):
+        def forward(self, tokens, **_):
+            zero = torch.zeros(len(tokens), LENGTH, 64)
+            return type("Out", (), {"last_hidden_state": zero, "hidden_states": [zero, zero],
+                                    "text_embeds": torch.zeros(len(tokens), 64)})()
+
+    class Oracle(nn.Module):
+        def forward(self, noisy, t, text):
+            a = alphas[t].reshape(-1, 1, 1, 1)
+            return type("Out", (), {"sample": (noisy - a.sqrt() * latents) / (1 - a).sqrt()})()
+
+    class Velocity(nn.Module):
+        def forward(self, noisy, sequence, pooled, t):
+            return type("Out", (), {"sample": (noisy - latents) / (t / 1000).reshape(-1, 1, 1, 1)})()
+
+    generator = torch.Generator().manual_seed(0)
+    nets = {"text_encoder": Text(), "unet": Oracle(), "text": [Text(), Text()], "transformer": Velocity()}
+    assert sd.loss_of(nets, latents, tokens, empty, alphas, generator)[0] < 1e-6
+    assert sd3.loss_of(nets, latents, tokens, empty, generator)[0] < 1e-6
+
+
+def test_min_snr_weight_never_exceeds_one_and_is_one_when_noisy():
+    alphas = sd.build_scheduler().alphas_cumprod
+    snr = alphas / (1 - alphas)
+    weight = snr.clamp(max=sd.GAMMA) / snr
+    assert weight.max() <= 1 and weight[-1] == 1 and math.isclose(weight[0], sd.GAMMA / snr[0], rel_tol=1e-6)
+
+
+def test_hard_negatives_differ_from_their_caption():
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        caption = "a red circle above a blue square on a black background"
+        wrong = clip.hard_negatives(caption, 20, rng)
+        assert len(wrong) == 20 and all(parse(text).key != parse(caption).key for text in wrong)
+
+
+def test_clip_loss_ignores_equal_captions(tokenizer):
+    torch.manual_seed(0)
+    model = clip.build(tokenizer).eval()
+    tokens = token_ids(tokenizer, ["a red circle"] * 3)
+    negatives = token_ids(tokenizer, ["a blue circle"] * 3).reshape(3, 1, -1)
+    pixels = torch.randn(3, 3, 64, 64).clamp(-1, 1)
+    loss, _ = clip.loss_of(model, pixels, tokens, negatives)
+    pictures, texts = clip.embed(model, pixels=pixels), clip.embed(model, tokens=tokens)
+    other = clip.embed(model, tokens=negatives[:, 0])
+    gap = model.logit_scale.exp() * ((pictures * texts).sum(1) - (pictures * other).sum(1))
+    assert loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(gap).mean().item() / 2, abs=1e-5)
+
+
+def test_a_missing_autoencoder_says_what_to_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"pretrain\.autoencoder"):
+        load_autoencoder(tmp_path)
