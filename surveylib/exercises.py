@@ -9,17 +9,26 @@ takes the reader's answer where there is one, else the solution:
 ...     return 2 * x
 >>> check("double a number", answer_double, solution_double, lambda double: double(3) == 6)
 double a number: not attempted yet; the solution passes.
+
+A check must be able to fail. With the environment variable SURVEYLIB_PROVE_CHECKS set, as in the tests of the chapters,
+`check` also runs its test on an empty stub and on spoilt answers and raises UselessCheck if one passes.
 """
 
 import dis
+import functools
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 
 class WrongAnswer(AssertionError):
     """The answer that was checked is wrong; the message says what was tried."""
+
+
+class UselessCheck(AssertionError):
+    """A check that passes on an empty stub or on a wrong answer."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +55,63 @@ def attempted(answer: Any) -> bool:
     return any(s.opname not in plain or (s.opname.endswith("_CONST") and s.argval is not None) for s in steps)
 
 
-def check(name: str, reader: Any, solution: Any, test: Callable[[Any], Any]) -> Verdict:
+def spoil(value: Any) -> Any:
+    """A wrong version of an answer: numbers and tensors shifted and scaled, truth values turned, functions likewise."""
+    if callable(value) and not inspect.isclass(value):
+        @functools.wraps(value)
+        def spoilt(*args: Any, **kwargs: Any) -> Any:
+            return spoil(value(*args, **kwargs))
+
+        return spoilt
+    if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
+        return value ^ True
+    if isinstance(value, str):
+        return value + "?"
+    if isinstance(value, Mapping):
+        return {key: spoil(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(spoil, value)) if type(value) in (list, tuple) else [spoil(v) for v in value]
+    if isinstance(value, (int, float, complex)) or hasattr(value, "dtype"):
+        return value * 2 + 1
+    return object()
+
+
+def _passes(test: Callable[[Any], Any], answer: Any) -> bool:
+    outcome = test(answer)
+    return outcome is None or bool(outcome)
+
+
+def prove(name: str, solution: Any, test: Callable[[Any], Any], wrong: Sequence[Any] = ()) -> None:
+    """Run the test on an empty stub, on a spoilt solution and on ``wrong``. Raises UselessCheck if one passes."""
+    stub = (lambda *args, **kwargs: None) if callable(solution) else None
+    for what, answer in (("an empty stub", stub), ("a spoilt solution", spoil(solution)),
+                         *((f"the wrong answer {n}", w) for n, w in enumerate(wrong))):
+        try:
+            passed = _passes(test, answer)
+        except Exception:
+            continue
+        if passed:
+            raise UselessCheck(f"{name}: the check passes on {what}; it cannot tell a wrong answer")
+
+
+def check(name: str, reader: Any, solution: Any, test: Callable[[Any], Any], wrong: Sequence[Any] = ()) -> Verdict:
     """Judge the reader's answer if there is one, else the solution.
 
     name: what the exercise asks. reader: the stub of the reader's cell, or what the reader made of it. solution: the
     folded answer. test: takes an answer; it fails by raising (assert) or by returning something false.
+    wrong: answers with typical mistakes; the project's tests see the check refuse them.
     Raises WrongAnswer with what the test said; TypeError if ``test`` cannot be called or there is no solution.
     """
     if not callable(test):
         raise TypeError(f"check({name!r}): test must be callable, not {type(test).__name__}")
     if not attempted(solution):
         raise TypeError(f"check({name!r}): there is no solution to fall back on")
+    if os.environ.get("SURVEYLIB_PROVE_CHECKS"):
+        prove(name, solution, test, wrong)
     judged, answer = ("reader", reader) if attempted(reader) else ("solution", solution)
     whose = "your answer" if judged == "reader" else "the solution"
     try:
-        outcome = test(answer)
-        passed = outcome is None or bool(outcome)
+        passed = _passes(test, answer)
     except Exception as error:
         raise WrongAnswer(f"{name}: {whose} fails: {type(error).__name__}: {error}") from error
     if not passed:

@@ -177,9 +177,8 @@ class Page:
         facts = [f"<span>{escape(card.group)}</span>"] if card.group else []
         facts += [f"<span>needs {escape(', '.join(card.needs))}</span>"] if card.needs else []
         if card.module:
-            module = next(m for m in sorted(module_files(self.root), key=len, reverse=True)
-                          if card.module == m or card.module.startswith(m + "."))
-            address = self.link("book/api", f"module-{module}")
+            anchor = f"module-{card.module}" if card.module in module_files(self.root) else card.module
+            address = self.link("book/api", anchor)
             facts.append(f'<a href="{address}"><code>{escape(card.module)}</code></a>')
         if card.chapter in self.written:
             chapter = next(c for c in catalog.chapters() if c.key == card.chapter)

@@ -68,13 +68,12 @@ def add_lora(
     if rank < 1 or alpha <= 0:
         raise ValueError(f"rank must be at least 1 and alpha positive, got rank {rank}, alpha {alpha}")
     targets = _check_targets(network, targets)
-    network.requires_grad_(False)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, init_lora_weights="gaussian", target_modules=list(targets)
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        _inject(network, config)
+        _inject(network, config)  # peft freezes all that is not the adapter
     model.snapshots.clear()  # copies of the full weights do not fit an adapter
     for parameter in model.trainable_parameters():
         parameter.data = parameter.data.float()

@@ -82,13 +82,11 @@ def rollout(
     """Yields the reverse steps from noise to a clean sample.
 
     Args:
-        dynamics: one for all steps, or a sequence of one per step (an SDE window inside an ODE, as in MixGRPO).
-        steps: number of network calls, or the times themselves, descending, the last one the end (a rollout may start
-            anywhere, from an ``x`` of that time).
+        dynamics: one for all steps, or one for each (an SDE window inside an ODE, as in MixGRPO).
+        steps: number of network calls, or the falling times themselves (a rollout may start at any time, from its x).
         guidance: see `DiffusionModel.predict`.
         x: (B, *latent_shape) at the first time; default: ``model.initial_noise`` from ``generator``.
-        generator: for the initial noise and the noise of the steps; a list of B generators gives each sample its own,
-            so that the result does not depend on how samples are put into batches.
+        generator: for all noise; a list of B generators makes each sample independent of how batches are cut.
         noises: the z of each step, (steps, B, *latent_shape) or a sequence; entries of deterministic steps may be None.
         gradient: see the module's table. Indices may be negative.
         detach_input: the network sees x cut from the graph in the chosen steps too (DRTune, arXiv 2405.00760).
@@ -99,8 +97,8 @@ def rollout(
     ``new_x = (yield step)``: a caller that drives the generator with ``.send(new_x)`` replaces the sample that the next
     step starts from (resampled particles, edited latents); ``send`` returns the next step.
 
-    Raises:
-        ValueError: shapes, counts or step indices that do not fit. All are raised at the first ``next``.
+    Raises (at the first ``next``):
+        ValueError: shapes, counts or step indices that do not fit.
     """
     times = _times(model, steps)
     count = len(times) - 1

@@ -12,6 +12,10 @@ EXACT = "#000000"  # exact optimum, ground truth: drawn thin
 
 ROLES = {"base": BASE, "aligned": ALIGNED, "proxy": PROXY, "gold": GOLD, "held-out": HELD_OUT, "exact": EXACT}
 
+NIGHT = {  # the same on dark pages
+    BASE: "#a3abb3", ALIGNED: "#35c9ba", PROXY: "#ac8cf0", GOLD: "#f0b13c", HELD_OUT: "#6aa9f0", EXACT: "#ffffff",
+}
+
 FAMILIES = {
     "reward_weighted": "#b4561a",
     "policy_gradient": "#2f62ad",

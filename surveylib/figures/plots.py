@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from .colours import role
+from .colours import NIGHT, role
 from .movable import Figure
 from .pictures import data_address, to_png
 
@@ -93,6 +93,12 @@ def curves(x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None 
     return Plot(figure, title=title, caption=caption, alt=alt or title or f"{ylabel} against {xlabel}")
 
 
+def _night_colour(colour: Any) -> str:
+    """The colour of a role on a dark page; light grey for anything nearly black."""
+    known = to_hex(colour)
+    return NIGHT.get(known, "#e6eaee" if np.mean(to_rgb(colour)) < 0.35 else known)
+
+
 def _at_night(figure: MatplotlibFigure) -> None:
     """Recolour text, axes and black lines for a dark page."""
     for axes in figure.axes:
@@ -100,11 +106,9 @@ def _at_night(figure: MatplotlibFigure) -> None:
             spine.set_edgecolor("#66727d")
         axes.tick_params(colors="#a4afba")
         for text in (axes.title, axes._left_title, axes._right_title, axes.xaxis.label, axes.yaxis.label, *axes.texts):
-            if np.mean(to_rgb(text.get_color())) < 0.35:
-                text.set_color("#e6eaee")
+            text.set_color(_night_colour(text.get_color()))
         for line in axes.lines:
-            if np.mean(to_rgb(line.get_color())) < 0.15:
-                line.set_color("#ffffff")
+            line.set_color(_night_colour(line.get_color()))
         if axes.get_legend():
             for text in axes.get_legend().get_texts():
                 text.set_color("#e6eaee")

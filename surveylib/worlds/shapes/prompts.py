@@ -178,7 +178,7 @@ def parse(text: str) -> Spec:
             if re.search(rf"\b{saying}\b", rest) and relation is None:
                 relation, phrases = name, re.split(rf"\b{saying}\b", rest, maxsplit=1)
     if len(phrases) > 2:
-        raise ValueError(f"{text!r} names {len(phrases)} groups; a prompt has one or two, joined by 'and' or a relation")
+        raise ValueError(f"{text!r} names {len(phrases)} groups; a prompt has one or two")
     spec = Spec(tuple(_parse_group(phrase) for phrase in phrases), relation, background)
     if spec.count > MAX_THINGS:
         raise ValueError(f"{text!r} asks for {spec.count} things; a picture holds at most {MAX_THINGS}")

@@ -27,7 +27,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from surveylib.worlds.shapes.render import _DISTANCE as DISTANCE
+from surveylib.worlds.shapes.render import DISTANCES as DISTANCE
 from surveylib.worlds.shapes.render import coverage, render
 from surveylib.worlds.shapes.scenes import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZE_BOUNDARY, SIZES, Scene, Thing
 

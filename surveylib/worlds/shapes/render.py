@@ -56,7 +56,7 @@ def _star(x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     return torch.hypot(x - bx * along, y - by * along) * torch.sign(y * bx - x * by)
 
 
-_DISTANCE = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "cross": _cross, "ring": _ring}
+DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "cross": _cross, "ring": _ring}
 
 
 def coverage(shape: str, x: Tensor, y: Tensor, r: Tensor, canvas: int = CANVAS) -> Tensor:
@@ -70,13 +70,13 @@ def coverage(shape: str, x: Tensor, y: Tensor, r: Tensor, canvas: int = CANVAS) 
     Returns:
         (n, canvas, canvas) in [0, 1].
     """
-    if shape not in _DISTANCE:
-        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(_DISTANCE)}")
+    if shape not in DISTANCES:
+        raise ValueError(f"unknown shape {shape!r}; known: {', '.join(DISTANCES)}")
     pixel = torch.arange(canvas, dtype=torch.float32) + 0.5
     across = pixel[None, None, :] - x[:, None, None]
     down = pixel[None, :, None] - y[:, None, None]
     across, down = torch.broadcast_tensors(across, down)
-    return (0.5 - _DISTANCE[shape](across, down, r[:, None, None])).clamp(0, 1)
+    return (0.5 - DISTANCES[shape](across, down, r[:, None, None])).clamp(0, 1)
 
 
 def render(scenes: Sequence[Scene]) -> Tensor:
@@ -91,7 +91,7 @@ def render(scenes: Sequence[Scene]) -> Tensor:
     if not things:
         return pictures
     cover = torch.empty(len(things), CANVAS, CANVAS)
-    for shape in _DISTANCE:
+    for shape in DISTANCES:
         rows = [i for i, (_, _, thing) in enumerate(things) if thing.shape == shape]
         if rows:
             boxes = [(things[i][2].x, things[i][2].y, things[i][2].r) for i in rows]

@@ -164,15 +164,19 @@ def test_a_perfect_network_has_no_loss(tokenizer, examples):
 
     generator = torch.Generator().manual_seed(0)
     nets = {"text_encoder": Text(), "unet": Oracle(), "text": [Text(), Text()], "transformer": Velocity()}
-    assert sd.loss_of(nets, latents, tokens, empty, alphas, generator)[0] < 1e-6
+    assert sd.loss_of(nets, latents, tokens, empty, alphas, generator, 0)[0] < 1e-6
     assert sd3.loss_of(nets, latents, tokens, empty, generator)[0] < 1e-6
 
 
-def test_min_snr_weight_never_exceeds_one_and_is_one_when_noisy():
-    alphas = sd.build_scheduler().alphas_cumprod
-    snr = alphas / (1 - alphas)
-    weight = snr.clamp(max=sd.GAMMA) / snr
-    assert weight.max() <= 1 and weight[-1] == 1 and math.isclose(weight[0], sd.GAMMA / snr[0], rel_tol=1e-6)
+@pytest.mark.truth
+def test_noise_weights_are_min_snr_first_and_velocity_weights_later():
+    alphas = sd.build_scheduler().alphas_cumprod.double()
+    snr, error = alphas / (1 - alphas), torch.rand(1000, dtype=torch.float64)
+    first, later = sd.weight(snr, 0), sd.weight(snr, sd.SWITCH)
+    assert first.max() <= 1 and first[-1] == 1 and math.isclose(first[0], sd.GAMMA / snr[0], rel_tol=1e-6)
+    # v = a eps - s x0 at fixed x_t: an error d of eps is an error -(s/a) d of x0, hence d (a + s^2/a) = d / a of v.
+    noisy = snr + 1 < sd.GAMMA
+    assert torch.allclose((later * error)[noisy], (error / alphas)[noisy])
 
 
 def test_hard_negatives_differ_from_their_caption():

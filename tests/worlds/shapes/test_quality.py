@@ -7,7 +7,7 @@ from scenes_for_tests import draw, noisy, pale
 from surveylib.worlds.shapes.data import blur
 from surveylib.worlds.shapes.quality import NAMES, edge_widths, quality, quality_parts
 from surveylib.worlds.shapes.render import render
-from surveylib.worlds.shapes.scenes import Scene
+from surveylib.worlds.shapes.scenes import Scene, Thing
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,12 @@ def test_edge_width_is_the_gaussian_s_sigma():
         for radius in (12, 20):  # the length of the edge does not matter
             disc = torch.special.ndtr((radius - far) / sigma)
             assert float(edge_widths(disc[None])) == pytest.approx(sigma, rel=0.05)
+
+
+def test_things_cut_by_the_edge_lower_the_centring_of_a_centred_group():
+    pair = [Scene((Thing("circle", "red", 9 - out, 32, 9), Thing("circle", "blue", 55 + out, 32, 9))) for out in (0, 6)]
+    whole, cut = quality_parts(render(pair)).centring.tolist()
+    assert whole > 0.98 and 0.6 < cut < 0.9
 
 
 def test_a_blank_picture_has_no_quality_but_a_clean_background():

@@ -68,7 +68,7 @@ def train(
     found = load_checkpoint(folder / "checkpoint")
     if found is not None:
         if found["config"] != asdict(config):
-            raise ValueError(f"{folder} holds a run with another configuration: {found['config']}; choose another folder")
+            raise ValueError(f"{folder} holds a run of another configuration, {found['config']}; choose another folder")
         module.load_state_dict(found["module"])
         optimiser.load_state_dict(found["optimiser"])
         if ema:

@@ -1,0 +1,35 @@
+"""Chapters as notebooks under out/notebooks, where pytest and nbmake find them."""
+
+from pathlib import Path
+
+import jupytext
+
+ROOT = Path(__file__).resolve().parents[1]
+CHAPTERS = ROOT / "chapters"
+NOTEBOOKS = ROOT / "out" / "notebooks"  # never below a folder called _build: nbmake passes over it in silence
+
+
+def notebook_name(chapter: Path, chapters: Path = CHAPTERS) -> str:
+    """File name of a chapter's notebook, unique across parts: fundamentals__01_why_align.ipynb."""
+    return "__".join(chapter.relative_to(chapters).with_suffix("").parts) + ".ipynb"
+
+
+def code_chapters(chapters: Path = CHAPTERS) -> list[Path]:
+    """Chapters with at least one code cell."""
+    return [path for path in sorted(chapters.glob("**/*.md"))
+            if any(cell.cell_type == "code" for cell in jupytext.read(path).cells)]
+
+
+def write_notebooks(chapters: Path = CHAPTERS, target: Path = NOTEBOOKS) -> list[Path]:
+    """Write each chapter as .ipynb where it changed, remove stale ones; returns all of them."""
+    target.mkdir(parents=True, exist_ok=True)
+    wanted = []
+    for source in code_chapters(chapters):
+        notebook = target / notebook_name(source, chapters)
+        wanted.append(notebook)
+        text = jupytext.writes(jupytext.read(source), fmt="ipynb")
+        if not notebook.exists() or notebook.stat().st_mtime < source.stat().st_mtime:
+            notebook.write_text(text, encoding="utf-8")
+    for stale in set(target.glob("*.ipynb")) - set(wanted):
+        stale.unlink()
+    return wanted
