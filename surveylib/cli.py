@@ -121,7 +121,8 @@ def judge(
         table = {name: {"rate": r.rate, "se": r.standard_error, "n": r.n} for name, r in scores.table.items()}
         typer.echo(json.dumps({"model": model, "suite": suite, "quality": scores.quality, "table": table}, indent=1))
         return
-    lines = [[name, f"{100 * r.rate:.1f} %", f"{100 * r.standard_error:.1f}", str(r.n)] for name, r in scores.table.items()]
+    found = scores.table.items()
+    lines = [[name, f"{100 * r.rate:.1f} %", f"{100 * r.standard_error:.1f}", str(r.n)] for name, r in found]
     _table(f"{model} on {suite}: pictures that pass the judge", ["category", "pass", "s.e.", "pictures"], lines)
     console.print(f"picture quality {scores.quality:.3f} (flawless renderings score about 1)")
 
