@@ -152,8 +152,12 @@ class Page:
         """The before/after picture, once the file is there."""
         if not (self.root / "book" / "_static" / "before_after.png").exists():
             return ""
-        return ("```{image} /book/_static/before_after.png\n"
-                ":alt: The same prompts and seeds before and after alignment\n:class: sv-picture\n```\n")
+        return ("```{figure} /book/_static/before_after.png\n"
+                ":alt: Six prompts; above the model's first picture of each, below the best of sixteen\n"
+                ":class: sv-picture\n\n"
+                "Above, the first picture the model that comes with this book draws for each prompt; below, the best of\n"
+                "sixteen, chosen by the judge that knows what was meant. The book is about getting from the first row\n"
+                "to the second.\n```\n")
 
     def chapters(self, part: str) -> str:
         """The chapters of one part."""

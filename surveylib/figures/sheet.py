@@ -47,11 +47,26 @@ def sheet(pictures: Sequence[Any], captions: Sequence[str] | None = None, passed
 
 
 def palette(picture: Image.Image | bytes, colours: int = 64) -> bytes:
-    """PNG bytes with at most ``colours`` colours (2 to 256), of a PIL image or a PNG; transparency is kept."""
-    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+    """PNG bytes with few colours, of a PIL image or a PNG.
+
+    colours: 1 to 240, for the opaque pixels, which stay opaque; 16 more serve transparent and half-transparent ones.
+    """
+    if not 1 <= colours <= 240:
+        raise ValueError(f"colours is between 1 and 240, not {colours}")
+    image = (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture).convert("RGBA")
+    solid = np.asarray(image)[:, :, 3] == 255
+    opaque = image.convert("RGB").quantize(colours, method=Image.Quantize.MEDIANCUT)
+    rest = np.where(solid[:, :, None], 0, np.asarray(image)).astype(np.uint8)
+    clear = Image.fromarray(rest, "RGBA").quantize(16, method=Image.Quantize.FASTOCTREE)
+    index = np.where(solid, np.asarray(opaque), np.asarray(clear) + colours).astype(np.uint8)
+    table = np.zeros((256, 4), np.uint8)
+    for first, part in ((0, opaque.convert("RGBA")), (colours, clear.convert("RGBA"))):
+        known = np.asarray(opaque if first == 0 else clear)
+        table[known + first] = np.asarray(part)
+    small = Image.fromarray(index, "P")
+    small.putpalette(table[:, :3].tobytes(), "RGB")
     out = io.BytesIO()
-    small = image.convert("RGBA").quantize(colours, method=Image.Quantize.FASTOCTREE)
-    small.save(out, format="png", optimize=True)
+    small.save(out, format="png", optimize=True, transparency=table[:, 3].tobytes())
     return out.getvalue()
 
 

@@ -25,13 +25,11 @@ from surveylib.diffusion.schedules import (
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-@pytest.mark.parametrize("steps", [1, 4, 20, 30, 50, 1000])
+@pytest.mark.parametrize("steps", [1, 4, 20, 30, 50, 999])
 @pytest.mark.parametrize(
     "spacing, offset", [("leading", 0), ("leading", 1), ("trailing", 0), ("trailing", 1), ("linspace", 0)]
 )
 def test_vp_grid_is_that_of_ddim(spacing, offset, steps):
-    if offset and steps == 1000:
-        pytest.skip("diffusers lets the offset run past the last timestep here")
     scheduler = DDIMScheduler(**SD, timestep_spacing=spacing, steps_offset=offset)
     scheduler.set_timesteps(steps)
     grid = schedule_from_diffusers(scheduler).grid(steps)

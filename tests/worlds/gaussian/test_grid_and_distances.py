@@ -83,6 +83,17 @@ def test_mmd_is_the_closed_form():
     assert mmd(x, y, bandwidth=h) == pytest.approx(exact, abs=2e-3)
 
 
+def test_mmd_leaves_out_pairs_of_a_point_with_itself():
+    x, y, h = torch.randn(4, 2, generator=seeded(1)).double(), torch.randn(3, 2, generator=seeded(2)).double(), 0.8
+
+    def mean(p, q, same):
+        pairs = [(i, j) for i in range(len(p)) for j in range(len(q)) if not (same and i == j)]
+        return sum(math.exp(-float((p[i] - q[j]).square().sum()) / (2 * h**2)) for i, j in pairs) / len(pairs)
+
+    expected = mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
+    assert mmd(x, y, bandwidth=h) == pytest.approx(expected, rel=1e-9)
+
+
 def test_mmd_interval_tells_equal_from_different():
     x, y = ring().sample(300, seeded(1)), ring().sample(250, seeded(2))
     same = mmd_test(x, y, generator=seeded())

@@ -23,7 +23,7 @@ from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_late
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
 
-CONFIG = LoopConfig(steps=7500, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
+CONFIG = LoopConfig(steps=9500, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
 LATENTS, LATENT_SEED = 80_000, 2
 DROP = 0.1
 GAMMA = 5.0
