@@ -40,9 +40,9 @@ def list_cards(
     status: Annotated[str | None, typer.Option(help="Only cards of this status: runs or planned.")] = None,
 ) -> None:
     """The survey's topics and techniques: what runs and what is planned."""
-    from surveylib.catalog import as_records
+    from surveylib.catalog import as_records, cards
 
-    records = [record for record in as_records() if status is None or record["status"] == status]
+    records = as_records(cards(status=status))
     if as_json:
         typer.echo(json.dumps(records, indent=1))
         return
@@ -127,14 +127,23 @@ def judge(
     console.print(f"picture quality {scores.quality:.3f} (flawless renderings score about 1)")
 
 
-def main() -> None:
-    """Entry point: errors a user can mend are printed in one line, without a traceback."""
+def _is_users(error: Exception) -> bool:
+    """Whether an error is one the user can mend (bad words, a model that is not there) and not a fault of ours."""
+    if isinstance(error, (ValueError, TypeError)):
+        return True
     from surveylib.diffusion.zoo import ModelUnavailable
 
+    return isinstance(error, ModelUnavailable)
+
+
+def main() -> None:
+    """Entry point: errors a user can mend are printed in one line, without a traceback."""
     try:
         app()
-    except (ValueError, TypeError, ModelUnavailable) as error:
-        console.print(f"[red]error[/red]: {error}")
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        console.print("error:", str(error), markup=False)
         raise SystemExit(2) from None
 
 

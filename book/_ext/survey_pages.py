@@ -155,7 +155,7 @@ class Page:
         return ("```{figure} /book/_static/before_after.png\n"
                 ":alt: Six prompts; above the model's first picture of each, below the best of sixteen\n"
                 ":class: sv-picture\n\n"
-                "Above, the first picture the model that comes with this book draws for each prompt; below, the best of\n"
+                "Above, the first picture the model that comes with this book draws for a prompt; below, the best of\n"
                 "sixteen, chosen by the judge that knows what was meant. The book is about getting from the first row\n"
                 "to the second.\n```\n")
 

@@ -1,0 +1,72 @@
+"""The shipped folders: they load plainly, draw what plain diffusers draws, and say what they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from surveylib.diffusion.rollout import sample
+from surveylib.diffusion.zoo import CHECKPOINTS, load_model
+from surveylib.worlds.shapes import suites
+
+MODELS = sorted(path.parent.name for path in Path(CHECKPOINTS).glob("*/model_index.json"))
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
+
+def plain(name):
+    pipeline = DiffusionPipeline.from_pretrained(Path(CHECKPOINTS) / name)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_shapes_sd_is_shipped():
+    assert "shapes-sd" in MODELS
+
+
+def test_all_folders_stay_under_forty_megabytes_and_hold_no_pickle():
+    files = [path for path in Path(CHECKPOINTS).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 40e6
+    assert not [path for path in files if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
+
+
+def test_a_default_load_has_one_dtype(name):
+    kinds = {p.dtype for part in plain(name).components.values() if isinstance(part, torch.nn.Module)
+             for p in part.parameters()}
+    assert kinds == {torch.float32}
+
+
+def test_the_card_says_what_the_scores_file_says(name):
+    folder = Path(CHECKPOINTS) / name
+    facts, card = json.loads((folder / "scores.json").read_text()), (folder / "README.md").read_text()
+    for suite in ("held-out", "generalisation"):
+        for category, rate in facts[suite]["table"].items():
+            assert f"| {category} | {100 * rate['rate']:.1f} % |" in card
+    assert f"{facts['training']['steps']} steps" in card and facts["hardware"] in card
+
+
+def test_same_settings_and_noise_give_the_picture_of_plain_diffusers(name):
+    model, pipeline = load_model(name), plain(name)
+    prompts = ["a red circle", "two green stars on a black background"]
+    with torch.no_grad():
+        noise = model.initial_noise(2, [torch.Generator().manual_seed(s) for s in (1, 2)])
+        ours = model.decode(sample(model, model.encode(prompts), steps=8, guidance=3.0, x=noise), clamp=True)
+    options = {"max_sequence_length": model.max_sequence_length} if hasattr(model, "max_sequence_length") else {}
+    theirs = pipeline(prompts, num_inference_steps=8, guidance_scale=3.0, latents=noise, output_type="pt", **options)
+    assert (ours - theirs.images).abs().max() < 1e-3
+
+
+@pytest.mark.truth
+def test_a_plain_call_scores_within_two_points_of_ours(name):
+    prompts = suites.suite("held-out", per_category=6)
+    ours = suites.score_model(load_model(name), prompts, pictures_per_prompt=2)
+    theirs = suites.score_model(plain(name), prompts, pictures_per_prompt=2)
+    gap = np.array([a["correct"] - b["correct"] for a, b in zip(ours.rows, theirs.rows)], dtype=float)
+    error = gap.std() / len(gap) ** 0.5  # same noise in both, so that this is small
+    assert abs(gap.mean()) <= 0.02 + 2 * error and error < 0.05
