@@ -97,6 +97,14 @@ def download_ipynb(app, page, template, context, doctree) -> None:
         context["ipynb_source"] = f"{page}.ipynb"
 
 
+def remove_stale(app, exception) -> None:
+    """Delete pages of chapters that are gone; Sphinx leaves them where links and search can still find them."""
+    if exception is None:
+        for page in Path(app.outdir, "chapters").glob("*/*.html"):
+            if str(page.relative_to(app.outdir).with_suffix("")) not in app.env.found_docs:
+                page.unlink()
+
+
 def one_thebe_url(app, page, template, context, doctree) -> None:
     """sphinx-thebe declares THEBE_JS_URL twice, which is an error in the browser's console: keep the first."""
     seen = set()
@@ -133,5 +141,6 @@ def setup(app):
     app.connect("html-page-context", download_ipynb, priority=100)
     app.connect("html-page-context", one_thebe_url, priority=900)
     app.connect("html-page-context", colab_ipynb, priority=950)
+    app.connect("build-finished", remove_stale)
     survey_pages.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}
