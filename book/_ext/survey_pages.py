@@ -48,6 +48,11 @@ def fill(app, docname: str, text: str) -> str:
     return MARKER.sub(piece, text)
 
 
+def family_anchor(family: catalog.Family) -> str:
+    """The place of a family on its part's page, as docutils spells it."""
+    return f"family-{family.key.replace('_', '-')}"
+
+
 def raw(html: str) -> str:
     """HTML as a block of a MyST page."""
     return f"```{{raw}} html\n{html}\n```\n"
@@ -87,7 +92,7 @@ class Page:
         hue = colours.FAMILIES.get(family.key, "var(--sv-neutral)")
         more = (f'<details><summary>{len(rest)} more</summary><ul>{"".join(map(self.chip, rest))}</ul></details>'
                 if rest else "")
-        page = self.link(f"book/parts/{family.part}", f"family-{family.key}")
+        page = self.link(f"book/parts/{family.part}", family_anchor(family))
         return (f'<section class="sv-tile" style="--hue:{hue}"><h4><a href="{escape(page)}">{escape(family.title)}</a>'
                 f'<span class="sv-count">{f"{runs} of {len(cards)} run" if runs else len(cards)}</span></h4>'
                 f'<p>{escape(family.sentence)}</p><ul>{"".join(map(self.chip, first))}</ul>{more}</section>')
@@ -170,7 +175,7 @@ class Page:
         for family in catalog.families(key):
             rows = "".join(map(self.row, catalog.cards(family.key)))
             hue = colours.FAMILIES.get(family.key, "var(--sv-neutral)")
-            blocks.append(f"(family-{family.key})=\n## {family.title}\n\n{family.sentence} In the survey: "
+            blocks.append(f"({family_anchor(family)})=\n## {family.title}\n\n{family.sentence} In the survey: "
                           f"*{family.section}*.\n\n" + raw(f'<ul class="sv-cards" style="--hue:{hue}">{rows}</ul>'))
         return "\n".join(blocks)
 

@@ -27,7 +27,7 @@ KINDS = {
     "shapes-sd3": "StableDiffusion3Pipeline, flow matching, 8 x 8 x 8 latents of 64 x 64 pictures",
 }
 SETTINGS = {
-    "shapes-sd": {"default_guidance": 4.0, "default_steps": 20},
+    "shapes-sd": {"default_guidance": 3.0, "default_steps": 20},
     "shapes-sd3": {"max_sequence_length": 8, "default_guidance": 4.0, "default_steps": 20},
 }
 
@@ -74,10 +74,10 @@ def measure(name: str, run: Path, hardware: str) -> dict:
                            if isinstance(v, torch.nn.Module)}
     facts["psnr"] = round(reconstruction(model), 2)
     facts["seconds for 64 pictures at 20 steps"] = round(seconds_for_64(model), 2)
-    for suite in ("held-out", "generalisation"):
-        scores = suites.score_model(model, suite, progress=True)
+    for suite, per_category in (("held-out", 110), ("generalisation", 40)):
+        scores = suites.score_model(model, suites.suite(suite, per_category), progress=True)
         facts[suite] = {"quality": round(scores.quality, 4), "table": table_of(scores)}
-    few = suites.suite("held-out", per_category=20)
+    few = suites.suite("held-out", per_category=8)
     both = [suites.score_model(painter, few, progress=True).table["overall"] for painter in (model, model.pipeline)]
     facts["plain call"] = {"ours": round(both[0].rate, 4), "plain": round(both[1].rate, 4), "pictures": both[0].n}
     return facts
@@ -130,7 +130,7 @@ by prompt.
 {"".join(tables)}
 {plain}
 
-Repeat: `surveylib judge {facts['name']}` and `surveylib judge {facts['name']} --suite generalisation`.
+Repeat: `surveylib judge {facts['name']}` and `surveylib judge {facts['name']} --suite generalisation --per-category 40`.
 """
 
 
