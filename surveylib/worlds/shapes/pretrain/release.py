@@ -97,8 +97,9 @@ def card(facts: dict) -> str:
         tables.append(f"### Prompts: {suite}\n\n| category | pass | s.e. | pictures |\n|---|---|---|---|\n{rows}\n\n"
                       f"Mean picture quality {facts[suite]['quality']:.3f} (flawless renderings score about 1).\n")
     both = facts["plain call"]
-    plain = (f"A plain `pipe(prompt)` passes {100 * both['plain']:.1f} % overall where ours passes "
-             f"{100 * both['ours']:.1f} % ({both['pictures']} pictures each, same noise).")
+    plain = (f"A plain `pipe(prompt)`, with diffusers' default guidance and steps, passes {100 * both['plain']:.1f} % "
+             f"overall where these settings pass {100 * both['ours']:.1f} % ({both['pictures']} pictures each, same "
+             "noise). With the same settings the two are the same pictures.")
     note = f"\n- {facts['note']}" if facts.get("note") else ""
     settings = ", ".join(f"{k} {v}" for k, v in SETTINGS[facts["name"]].items())
     return f"""---
@@ -127,7 +128,7 @@ The judge of the Shapes world reads each picture and passes it when everything t
 else. Four pictures a prompt, seed 0. "overall" is the mean of GenEval's six categories. Standard errors are clustered
 by prompt.
 
-{"".join(tables)}
+{chr(10).join(tables)}
 {plain}
 
 Repeat: `surveylib judge {facts['name']}` and `surveylib judge {facts['name']} --suite generalisation --per-category 40`.
