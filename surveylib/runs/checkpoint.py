@@ -49,7 +49,8 @@ def pack(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
             return {"list": [walk(v, f"{name}/{i}") for i, v in enumerate(node)], "tuple": isinstance(node, tuple)}
         if node is None or isinstance(node, (bool, int, float, str)):
             return node
-        raise TypeError(f"{name or 'the tree'} holds a {type(node).__name__}; a checkpoint holds tensors and JSON values")
+        kind = type(node).__name__
+        raise TypeError(f"{name or 'the tree'} holds a {kind}; a checkpoint holds tensors and JSON values")
 
     return walk(tree, prefix), tensors
 
@@ -95,14 +96,13 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
         if not old.exists():
             return None
         os.replace(old, folder)
+    file = folder / STATE_FILE
     try:
-        tree = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / STATE_FILE} is missing or damaged ({error}); delete {folder} to start anew") from error
-    try:
-        tensors = load_file(folder / TENSOR_FILE)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / TENSOR_FILE} is missing or damaged ({error}); delete {folder} to start anew") from error
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        file = folder / TENSOR_FILE
+        tensors = load_file(file)
+    except (OSError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{file} is missing or damaged ({error}); delete {folder} to start anew") from error
     return unpack(tree, tensors)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Average weights, theta_ema <- d theta_ema + (1 - d) theta with d = min(decay, (1 + n) / (10 + n)) after n updates.
+    """Average weights: theta_ema <- d theta_ema + (1 - d) theta, with d = min(decay, (1 + n) / (10 + n)) at update n.
 
     The warm-up of d lets the average leave the initial weights quickly.
     """

@@ -85,14 +85,14 @@ def measure(name: str, run: Path, hardware: str) -> dict:
 
 def card(facts: dict) -> str:
     """The model card as Markdown."""
-    training = facts["training"]
+    name, training = facts["name"], facts["training"]
     rates = "\n".join(f"- {flaw}: {100 * rate:.0f} %" for flaw, rate in FLAWS.items())
     parts = ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in facts["parameters"].items())
     tables = []
     for suite in ("held-out", "generalisation"):
         rows = "\n".join(
-            f"| {name} | {100 * r['rate']:.1f} % | {100 * r['standard error']:.1f} | {r['pictures']} |"
-            for name, r in facts[suite]["table"].items()
+            f"| {category} | {100 * r['rate']:.1f} % | {100 * r['standard error']:.1f} | {r['pictures']} |"
+            for category, r in facts[suite]["table"].items()
         )
         tables.append(f"### Prompts: {suite}\n\n| category | pass | s.e. | pictures |\n|---|---|---|---|\n{rows}\n\n"
                       f"Mean picture quality {facts[suite]['quality']:.3f} (flawless renderings score about 1).\n")
@@ -101,12 +101,12 @@ def card(facts: dict) -> str:
              f"overall where these settings pass {100 * both['ours']:.1f} % ({both['pictures']} pictures each, same "
              "noise). With the same settings the two are the same pictures.")
     note = f"\n- {facts['note']}" if facts.get("note") else ""
-    settings = ", ".join(f"{k} {v}" for k, v in SETTINGS[facts["name"]].items())
+    settings = ", ".join(f"{k} {v}" for k, v in SETTINGS[name].items())
     return f"""---
 license: mit
 library_name: diffusers
 ---
-# {facts['name']}
+# {name}
 
 {facts['kind']}. Trained from nothing on rendered scenes of coloured shapes by `surveylib.worlds.shapes.pretrain`.
 
@@ -131,7 +131,7 @@ by prompt.
 {chr(10).join(tables)}
 {plain}
 
-Repeat: `surveylib judge {facts['name']}` and `surveylib judge {facts['name']} --suite generalisation --per-category 40`.
+Repeat: `surveylib judge {name}` and `surveylib judge {name} --suite generalisation --per-category 40`.
 """
 
 
