@@ -17,12 +17,12 @@ from surveylib.worlds.shapes.judge import judge
 from surveylib.worlds.shapes.quality import quality
 
 PROMPTS = (
-    "a red star and a blue circle",
-    "three green squares",
-    "a yellow ring on a black background",
-    "a star above a square",
-    "a purple circle and a cyan triangle",
-    "a small orange cross",
+    "a red circle",
+    "a cross on a black background",
+    "a blue square",
+    "a yellow triangle",
+    "a large green ring",
+    "two stars",
 )
 DRAWS = 16
 TARGET = pathlib.Path(__file__).parent / "_static" / "before_after.png"
@@ -40,7 +40,7 @@ def main() -> None:
     best = [max(range(i, i + DRAWS), key=lambda j: (verdicts[j].score, beauty[j].item())) for i in first]
     shown = first + best
     png = sheet(pictures[shown], [texts[i] for i in first] + [""] * len(best), [verdicts[i].passed for i in shown],
-                columns=len(PROMPTS))
+                columns=len(PROMPTS), colours=240)
     temporary = TARGET.with_suffix(".raw.png")
     temporary.write_bytes(png)
     drawn = Image.open(temporary).convert("RGBA")
