@@ -38,6 +38,9 @@ def to_png(picture: Any, dpi: int = 110, transparent: bool = False) -> bytes:
     out = io.BytesIO()
     if hasattr(picture, "savefig"):
         picture.savefig(out, format="png", dpi=dpi, bbox_inches="tight", transparent=transparent)
+        drawn = Image.open(out)
+        out = io.BytesIO()  # a palette of 256 colours is enough for lines and a third of the bytes
+        drawn.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, "png", optimize=True)
     else:
         Image.fromarray(to_array(picture)).save(out, format="png", optimize=True)
     return out.getvalue()
