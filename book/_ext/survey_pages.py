@@ -133,7 +133,7 @@ class Page:
         doors = (("Read", start, first.title if first else "Fundamentals",
                   "Start with the first chapter. Sliders work in the page; nothing needs to be installed."),
                  ("Run", self.link("book/run"), "On your machine",
-                  "One command executes every chapter. The models come with the clone."),
+                  "One command executes every chapter. The model comes with the clone."),
                  ("Teach", self.link("book/teach"), "With exercises",
                   "Exercises with folded solutions and checks that decide."))
         return raw('<nav class="sv-doors" aria-label="Three ways in">' + "".join(
