@@ -26,7 +26,7 @@ from surveylib.diffusion.pipelines import ADAPTERS, SETTINGS, PipelineModel, fro
 from surveylib.diffusion.tiny import RESOLUTION, TINY, tiny_pipeline
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "worlds" / "shapes" / "checkpoints"
-SHIPPED = ("shapes-sd", "shapes-sd3")
+SHIPPED = ("shapes-sd",)  # further folders beside it are found by `shipped_models`
 SETTINGS_FILE = "surveylib.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -112,7 +112,7 @@ def load_model(
     """Load a model by name, or a folder in diffusers' format.
 
     Args:
-        name_or_path: a shipped model ("shapes-sd", "shapes-sd3"), a tiny random one ("tiny-sdxl"), a full-scale one
+        name_or_path: a shipped model ("shapes-sd"), a tiny random one ("tiny-sdxl"), a full-scale one
             ("sdxl"), or the path of a folder. Names go before folders: write "./sdxl" for a folder of that name.
         device: default: the CPU for shipped and tiny models, otherwise a GPU where there is one.
         dtype: a torch.dtype or its name; default: float32, and for full-scale models on a GPU what `FULL_SCALE` says.
