@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jupytext
+import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = ROOT / "chapters"
@@ -20,16 +21,27 @@ def code_chapters(chapters: Path = CHAPTERS) -> list[Path]:
             if any(cell.cell_type == "code" for cell in jupytext.read(path).cells)]
 
 
+def at_scale(notebook, scale: str):
+    """The notebook with a first cell that sets the scale for all that follow."""
+    copy = nbformat.v4.new_code_cell(f'import os\n\nos.environ["SURVEYLIB_SCALE"] = "{scale}"')
+    return nbformat.from_dict({**notebook, "cells": [copy, *notebook.cells]})
+
+
 def write_notebooks(chapters: Path = CHAPTERS, target: Path = NOTEBOOKS) -> list[Path]:
-    """Write each chapter as .ipynb where it changed, remove stale ones; returns all of them."""
+    """Write each chapter as .ipynb, at the scale of the run and at rehearsal, where it changed.
+
+    Stale notebooks are removed. Returns all of them.
+    """
     target.mkdir(parents=True, exist_ok=True)
     wanted = []
     for source in code_chapters(chapters):
-        notebook = target / notebook_name(source, chapters)
-        wanted.append(notebook)
-        text = jupytext.writes(jupytext.read(source), fmt="ipynb")
-        if not notebook.exists() or notebook.stat().st_mtime < source.stat().st_mtime:
-            notebook.write_text(text, encoding="utf-8")
+        name = notebook_name(source, chapters)
+        for notebook, scale in ((target / name, None), (target / f"rehearsal__{name}", "rehearsal")):
+            wanted.append(notebook)
+            if not notebook.exists() or notebook.stat().st_mtime < source.stat().st_mtime:
+                read = jupytext.read(source)
+                text = jupytext.writes(at_scale(read, scale) if scale else read, fmt="ipynb")
+                notebook.write_text(text, encoding="utf-8")
     for stale in set(target.glob("*.ipynb")) - set(wanted):
         stale.unlink()
     return wanted

@@ -16,6 +16,7 @@ same latents, an adapter with the pipeline's deterministic solver makes the pipe
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -316,10 +317,21 @@ class StableDiffusion3(PipelineModel):
         super().__init__(pipeline, **settings)
 
     def embed(self, texts: list[str]) -> dict[str, Tensor]:
-        embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            texts, None, None, device=self.device, do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-        )
+        # A T5 length below CLIP's is chosen on purpose: that T5 text is cut there is no news, that CLIP's is stays so.
+        logger = logging.getLogger(type(self.pipeline).__module__)
+        short = self.max_sequence_length < self.pipeline.tokenizer_max_length
+
+        def is_news(record: logging.LogRecord) -> bool:
+            return not (short and "max_sequence_length" in record.getMessage())
+
+        logger.addFilter(is_news)
+        try:
+            embeds, _, pooled, _ = self.pipeline.encode_prompt(
+                texts, None, None, device=self.device, do_classifier_free_guidance=False,
+                max_sequence_length=self.max_sequence_length,
+            )
+        finally:
+            logger.removeFilter(is_news)
         return {"prompt_embeds": embeds, "pooled_embeds": pooled}
 
     def network_output(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor], guidance: Tensor | None) -> Tensor:

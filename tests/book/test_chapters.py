@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 import yaml
 from notebooks import CHAPTERS, NOTEBOOKS, ROOT, code_chapters, notebook_name, write_notebooks
@@ -17,14 +18,21 @@ ids = [str(path.relative_to(CHAPTERS)) for path in FILES]
 
 
 def test_no_chapter_is_passed_over():
-    """Each chapter has its notebook, and pytest with nbmake collects as many items as there are chapters."""
-    chapters = code_chapters()
-    assert {p.name for p in NOTEBOOKS.glob("*.ipynb")} == {notebook_name(c) for c in chapters}
+    """Each chapter has its notebooks, at toy size and at rehearsal, and pytest with nbmake collects them all."""
+    names = {notebook_name(chapter) for chapter in code_chapters()}
+    names |= {f"rehearsal__{name}" for name in names}
+    assert {p.name for p in NOTEBOOKS.glob("*.ipynb")} == names
     assert "_build" not in NOTEBOOKS.parts
     done = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:xdist", str(NOTEBOOKS)],
                           cwd=ROOT, capture_output=True, text=True)
     collected = {line.split("::")[0].rsplit("/", 1)[-1] for line in done.stdout.splitlines() if ".ipynb" in line}
-    assert collected == {notebook_name(c) for c in chapters}, done.stdout
+    assert collected == names, done.stdout
+
+
+def test_rehearsal_sets_the_scale_before_anything_is_imported():
+    for path in NOTEBOOKS.glob("rehearsal__*.ipynb"):
+        first = next(cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+        assert 'os.environ["SURVEYLIB_SCALE"] = "rehearsal"' in first.source
 
 
 def test_names_stay_unique_across_parts(tmp_path):
@@ -39,8 +47,9 @@ def test_names_stay_unique_across_parts(tmp_path):
     out.mkdir()
     (out / "stale.ipynb").write_text("{}")
     written = write_notebooks(tmp_path / "chapters", out)
-    assert sorted(p.name for p in out.iterdir()) == ["a__01_x.ipynb", "b__01_x.ipynb"]
-    assert len(written) == 2
+    names = ["a__01_x.ipynb", "b__01_x.ipynb"]
+    assert sorted(p.name for p in out.iterdir()) == [*names, *(f"rehearsal__{name}" for name in names)]
+    assert len(written) == 4
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)

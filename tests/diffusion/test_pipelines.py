@@ -1,6 +1,7 @@
 """The four adapters: the same latents in, the same picture out as the pipeline's own call; gradients; the border."""
 
 import itertools
+import logging
 
 import pytest
 import torch
@@ -158,6 +159,18 @@ def test_t5_length_changes_the_picture_and_is_honoured():
 
 
 @pytest.mark.truth
+def test_a_short_t5_length_is_no_news_but_text_cut_for_clip_is(caplog):
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        adapter("tiny-sd3", max_sequence_length=8).encode(["a red circle on the left"])
+        assert "truncated" not in caplog.text
+        adapter("tiny-sd3", max_sequence_length=8).encode(["word " * 90])
+        assert "CLIP can only handle" in caplog.text and "max_sequence_length" not in caplog.text
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
 def test_v_prediction_networks():
     torch.manual_seed(0)
     pipeline = tiny_sd(prediction_type="v_prediction")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -77,3 +78,15 @@ def caption_choice(model: CLIPModel, processor: CLIPProcessor, n: int = 500, see
             alone["swap"].append(bool(score[0] > score[-1]))
     table = {"right of 16": right, **{kind: alone[kind] for kind in (*KINDS, "swap") if alone[kind]}}
     return {name: {"rate": float(np.mean(values)), "n": len(values)} for name, values in table.items()}
+
+
+def main() -> None:
+    """Print the table of the shipped shapes-clip."""
+    folder = Path(__file__).parent / "checkpoints" / "shapes-clip"
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    for kind, row in caption_choice(model, processor, 2000).items():
+        print(f"{kind:12} {100 * row['rate']:5.1f} %  of {row['n']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -70,7 +70,7 @@ def embed(model: CLIPModel, pixels: Tensor | None = None, tokens: Tensor | None 
         features = model.visual_projection(model.vision_model(pixels).pooler_output)
     else:
         features = model.text_projection(model.text_model(tokens).pooler_output)
-    return F.normalize(features, dim=-1)
+    return F.normalize(features.float(), dim=-1)
 
 
 def loss_of(model: CLIPModel, pixels: Tensor, tokens: Tensor, negatives: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -83,7 +83,8 @@ def loss_of(model: CLIPModel, pixels: Tensor, tokens: Tensor, negatives: Tensor)
     texts = embed(model, tokens=torch.cat([tokens, negatives.reshape(-1, length)]))
     captions, hard = texts[:count], texts[count:].reshape(count, k, -1)
     scale = model.logit_scale.exp().clamp(max=100)
-    between = scale * pictures @ captions.T
+    with torch.autocast(pixels.device.type, enabled=False):  # similarities times 100 need more than bfloat16's 8 bits
+        between = scale * pictures @ captions.T
     own = scale * (pictures[:, None] * hard).sum(-1)
     # Captions that say the same as a picture's own are not negatives of it.
     same = (tokens[:, None] == tokens[None]).all(-1) & ~torch.eye(count, dtype=torch.bool, device=tokens.device)
@@ -99,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--bfloat16", action="store_true", help="network in bfloat16 autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
@@ -107,13 +109,15 @@ def main() -> None:
     tokens = token_ids(tokenizer, pool.captions)
     torch.manual_seed(config.seed)
     model = build(tokenizer).to(args.device).train()
+    model.set_attn_implementation("eager")  # much faster than the fused kernel in bfloat16 on a CPU, the same numbers
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(pool), config.batch, config.seed, step)
         rng = np.random.default_rng((config.seed, step))
         hard = [text for i in index.tolist() for text in hard_negatives(pool.captions[i], NEGATIVES, rng)]
         negatives = token_ids(tokenizer, hard).reshape(len(index), NEGATIVES, -1).to(args.device)
-        return loss_of(model, pool.floats(index).to(args.device), tokens[index].to(args.device), negatives)
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
+            return loss_of(model, pool.floats(index).to(args.device), tokens[index].to(args.device), negatives)
 
     warnings.simplefilter("ignore")
     with tqdm(total=config.steps, desc="shapes-clip", mininterval=10) as bar:
@@ -121,6 +125,7 @@ def main() -> None:
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:
                 bar.set_postfix(loss=f"{row['loss']:.3f}", hard=f"{row['hard']:.3f}")
+    model.set_attn_implementation("sdpa")
     model.cpu().eval().save_pretrained(args.out / "model")
     build_processor(tokenizer).save_pretrained(args.out / "model")
 

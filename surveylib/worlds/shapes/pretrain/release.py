@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import CLIPModel, CLIPProcessor
 
 from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.zoo import load_model
 from surveylib.worlds.shapes import suites
+from surveylib.worlds.shapes.caption_choice import caption_choice
 from surveylib.worlds.shapes.data import FLAWS, stream
 from surveylib.worlds.shapes.pretrain.autoencoder import psnr
 
@@ -135,14 +137,61 @@ Repeat: `surveylib judge {name}` and `surveylib judge {name} --suite generalisat
 """
 
 
+CLIP_CARD = """---
+license: mit
+library_name: transformers
+---
+# shapes-clip
+
+CLIPModel, trained from nothing on rendered scenes of coloured shapes by contrast of pictures and captions, three
+captions with one changed attribute beside each, by `surveylib.worlds.shapes.pretrain.clip`. Pictures of 64 x 64 pixels,
+patches of 8, width 128, unit embeddings of 128 numbers.
+
+- Parameters: {parameters:.2f} M. Logit scale {scale:.1f}.
+- Training: {steps} steps of 96 pictures, {minutes} minutes on {hardware}; seed 0.{note}
+- The training captions are wrong or incomplete at the rates of the other models' data.
+
+## Scores
+
+{n} clean renderings of held-out prompts, each with its caption and fifteen captions in which one attribute differs.
+"right of 16" is how often the right caption scores highest. The other rows compare it with one wrong caption of a kind;
+in a swap two things exchange their colours, so that the words are the same.
+
+| negatives | right | comparisons |
+|---|---|---|
+{rows}
+
+Repeat: `python -m surveylib.worlds.shapes.caption_choice`.
+"""
+
+
+def release_clip(run: Path, hardware: str, note: str | None, questions: int = 2000) -> None:
+    """Copy shapes-clip among the shipped models, measure it, write scores and card."""
+    target = CHECKPOINTS / "shapes-clip"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(run / "model", target)
+    model, processor = CLIPModel.from_pretrained(target).eval(), CLIPProcessor.from_pretrained(target)
+    scores = caption_choice(model, processor, questions)
+    facts = {"name": "shapes-clip", "hardware": hardware, "training": training_facts(run / "run"), "scores": scores}
+    (target / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
+    rows = "\n".join(f"| {kind} | {100 * r['rate']:.1f} % | {r['n']} |" for kind, r in scores.items())
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    text = CLIP_CARD.format(parameters=parameters, scale=model.logit_scale.exp().item(), hardware=hardware, rows=rows,
+                            note=f"\n- {note}" if note else "", n=questions, **facts["training"])
+    (target / "README.md").write_text(text)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=sorted(KINDS))
+    parser.add_argument("name", choices=[*sorted(KINDS), "shapes-clip"])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--note", help="one sentence about the run, for the card")
     args = parser.parse_args()
+    if args.name == "shapes-clip":
+        release_clip(args.run, args.hardware, args.note)
+        return
     target = CHECKPOINTS / args.name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(args.run / "pipeline", target)

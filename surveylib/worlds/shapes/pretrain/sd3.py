@@ -82,7 +82,9 @@ class PaddedAttention(JointAttnProcessor2_0):
         def weighted(query, key, value, **options):
             bias = query.new_zeros(key.shape[2])
             bias[-1] = math.log(self.copies)
-            return plain(query, key, value, attn_mask=bias.expand(1, 1, query.shape[2], -1), **options)
+            # Plain matrix products: in bfloat16 on a CPU much faster than the fused kernel.
+            logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+            return logits.float().softmax(-1).to(value.dtype) @ value
 
         F.scaled_dot_product_attention = weighted
         try:
@@ -114,7 +116,7 @@ def loss_of(
     PaddedAttention.copies = math.exp(low + (high - low) * torch.rand((), generator=generator, device=device).item())
     sequence, pooled = encode_text(nets["text"], tokens)
     velocity = nets["transformer"](noisy, sequence, pooled, 1000 * sigma).sample
-    mse = (velocity - (noise - latents)).square().mean()
+    mse = (velocity.float() - (noise - latents)).square().mean()
     return mse, {"mse": mse.item()}
 
 
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, required=True, help="folder of shapes-clip")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
@@ -163,7 +166,9 @@ def main() -> None:
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
-        return loss_of(nets, latents[index].float().to(args.device), tokens[index].to(args.device), empty, generator)
+        batch, words = latents[index].float().to(args.device), tokens[index].to(args.device)
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
+            return loss_of(nets, batch, words, empty, generator)
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd3", mininterval=10) as bar:
