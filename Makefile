@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 # A failed build forgets the pages it read, so that the next one cannot pass by skipping them; executed cells stay cached.
 book: $(STAMP)
 	$(BIN)/python book/vendor.py
-	$(BIN)/jupyter-book build . -W --keep-going --config _config.yml --toc book/_toc.yml \
+	SURVEYLIB_STILL=1 $(BIN)/jupyter-book build . -W --keep-going --config _config.yml --toc book/_toc.yml \
 	  || { rm -rf _build/.doctrees _build/html/.buildinfo; exit 1; }
 	@$(BIN)/python -c 'import pathlib; print("Open", pathlib.Path("_build/html/index.html").resolve().as_uri())'
 

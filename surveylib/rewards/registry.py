@@ -1,0 +1,67 @@
+"""Rewards by name. A name stands for "module:factory"; the module is imported when the reward is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from surveylib.rewards.contract import Reward
+
+_HOME = "surveylib.rewards"
+_FACTORIES: dict[str, str] = {
+    "jpeg_compressibility": f"{_HOME}.handmade:JpegCompressibility",
+    "jpeg_incompressibility": f"{_HOME}.handmade:JpegIncompressibility",
+    "brightness": f"{_HOME}.handmade:Brightness",
+    "colourfulness": f"{_HOME}.handmade:Colourfulness",
+    "faithfulness": f"{_HOME}.judge_based:Faithfulness",
+    "faithfulness_hard": f"{_HOME}.judge_based:HardFaithfulness",
+    "shapes_quality": f"{_HOME}.judge_based:PictureQuality",
+    "ocr": f"{_HOME}.ocr:TextRendering",
+    "clip_score": f"{_HOME}.pretrained.clip_score:load",
+    "aesthetic": f"{_HOME}.pretrained.aesthetic:load",
+    "pickscore": f"{_HOME}.pretrained.pickscore:load",
+    "hps_v2": f"{_HOME}.pretrained.hps:load_v2",
+    "hps_v2.1": f"{_HOME}.pretrained.hps:load_v21",
+    "imagereward": f"{_HOME}.pretrained.imagereward:load",
+    "mps": f"{_HOME}.pretrained.mps:load",
+    "vqascore": f"{_HOME}.pretrained.vqascore:load",
+}
+
+
+def reward_names() -> tuple[str, ...]:
+    """Names that `load_reward` knows."""
+    return tuple(_FACTORIES)
+
+
+def register_reward(name: str, factory: str) -> None:
+    """Adds a reward under a name; `factory` is "module:callable", called with the options of `load_reward`.
+
+    Raises:
+        ValueError: the name is taken, or the factory has not the form "module:callable".
+    """
+    if name in _FACTORIES and _FACTORIES[name] != factory:
+        raise ValueError(f"the reward name {name!r} is taken by {_FACTORIES[name]}; take another")
+    if factory.count(":") != 1 or not all(factory.split(":")):
+        raise ValueError(f"a factory is written 'module:callable', not {factory!r}")
+    _FACTORIES[name] = factory
+
+
+def load_reward(name: str, device: torch.device | str | None = None, **options: Any) -> Reward:
+    """The reward of a name.
+
+    Args:
+        name: one of `reward_names()`.
+        device: where its model computes; None leaves it where its loader puts it.
+        options: passed to the reward, for example `path` of a pretrained model.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+        FileNotFoundError, ImportError: weights or an optional package are missing; the message says how to get them.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(f"unknown reward {name!r}; known are: {', '.join(_FACTORIES)}")
+    module, attribute = _FACTORIES[name].split(":")
+    reward = getattr(import_module(module), attribute)(**options)
+    return reward if device is None else reward.to(device)
