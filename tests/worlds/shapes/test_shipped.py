@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from transformers import CLIPModel, CLIPProcessor
 
 from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.zoo import CHECKPOINTS, load_model
 from surveylib.worlds.shapes import suites
+from surveylib.worlds.shapes.caption_choice import caption_choice
 
 MODELS = sorted(path.parent.name for path in Path(CHECKPOINTS).glob("*/model_index.json"))
 
@@ -73,3 +75,27 @@ def test_plain_diffusers_at_our_settings_scores_within_two_points(name):
     )
     rates = [np.mean([row["correct"] for row in scores.rows]) for scores in (ours, theirs)]
     assert rates[0] > 0.05 and abs(rates[0] - rates[1]) <= 0.02
+
+
+@pytest.fixture(scope="module")
+def clip():
+    folder = Path(CHECKPOINTS) / "shapes-clip"
+    return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder), folder
+
+
+def test_the_card_of_shapes_clip_says_what_its_scores_file_says(clip):
+    *_, folder = clip
+    facts, card = json.loads((folder / "scores.json").read_text()), (folder / "README.md").read_text()
+    for kind, rate in facts["scores"].items():
+        assert f"| {kind} | {100 * rate['rate']:.1f} % | {rate['n']} |" in card
+
+
+def test_shapes_clip_repeats_its_scores(clip):
+    model, processor, folder = clip
+    stated = json.loads((folder / "scores.json").read_text())["scores"]
+    found = caption_choice(model, processor, 120, seed=1)
+    for kind in ("right of 16", "colour", "shape"):
+        p, n = stated[kind]["rate"], found[kind]["n"]
+        # Comparisons of one picture hang together: 15 of them count at least as one.
+        n = n if kind == "right of 16" else max(n / 15, 1)
+        assert abs(found[kind]["rate"] - p) <= 4 * np.sqrt(p * (1 - p) / n) + 0.02
