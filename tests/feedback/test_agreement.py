@@ -130,7 +130,7 @@ def test_interval_covers_and_clusters_keep_their_width():
     labels = noisy_labels(units=100)
     clusters = np.arange(100)
     once = percent_agreement(labels, clusters=clusters, resamples=300)
-    copied, copies = np.tile(labels, (4, 1)), np.tile(clusters, 4)
+    copied, copies = labels.repeat(4, 0), clusters.repeat(4)
     clustered = percent_agreement(copied, clusters=copies, resamples=300)
     assert (clustered.low, clustered.high) == pytest.approx((once.low, once.high))
     naive = percent_agreement(copied, resamples=300)

@@ -228,10 +228,10 @@ def test_bootstraps_agree_with_the_sandwich():
     data, _ = simulate(Davidson, count=300)
     sandwich = Davidson().fit(data)
     for interval in ("bootstrap", "bayesian bootstrap"):
-        fit = Davidson().fit(data, interval=interval, resamples=100)
+        fit = Davidson().fit(data, interval=interval, resamples=60)
         ratio = fit.standard_errors / sandwich.standard_errors
         assert ratio.mean() == pytest.approx(1, abs=0.15) and fit.failed_resamples == 0
-        np.testing.assert_allclose(fit.low, sandwich.low, atol=0.12)
+        np.testing.assert_allclose(fit.low, sandwich.low, atol=1.5 * sandwich.standard_errors.max())
         assert fit.extras["nu"].standard_error == pytest.approx(sandwich.extras["nu"].standard_error, rel=0.25)
 
 

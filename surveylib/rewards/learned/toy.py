@@ -1,0 +1,223 @@
+"""Train the shipped reward models of the Shapes world, each with a card made of what was measured.
+
+    python -m surveylib.rewards.learned.toy --out runs/rewards --hardware "2 CPU cores"
+
+==================  ===========================  ==============================================================
+name                head                         learned from
+==================  ===========================  ==============================================================
+shapes-pickscore    PickScore (the proxy)        pairs of a pool of twelve people (twin of Pick-a-Pic)
+shapes-imagereward  ImageReward (held out)       rankings of twelve other people, other prompts and pictures
+shapes-aesthetic    aesthetic (prompt-blind)     ratings of looks alone, by a third pool (twin of VisionPrefer)
+==================  ===========================  ==============================================================
+
+None of them sees the gold utility. Tests are pairs on held-out prompts and on the generalisation suite, answered by the
+same people; the ceiling takes their choice probabilities, exact but for drift over time. Copy the folders `model` to
+surveylib/rewards/learned/checkpoints under the reward's name to ship them (`--ship`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from surveylib.feedback.pairs import PairData, to_pairs
+from surveylib.rewards.learned.aesthetic import RatingData, to_ratings
+from surveylib.rewards.learned.evaluate import RewardReport, evaluate_reward, margins
+from surveylib.rewards.learned.model import RewardModel
+from surveylib.rewards.learned.store import DESCRIPTION, TENSORS, load_learned
+from surveylib.rewards.learned.train import PRESETS, RewardConfig, train_reward
+from surveylib.rewards.learned.trunk import SHAPES_CLIP, load_trunk
+from surveylib.runs.checkpoint import write_atomically
+from surveylib.worlds.shapes.annotators import Pool, gold_utility, make_pool
+from surveylib.worlds.shapes.looks import look
+from surveylib.worlds.shapes.preferences import make_twin
+from surveylib.worlds.shapes.prompts import parse
+
+PICTURES = 4  # of each prompt
+TEST_PROMPTS = 150
+PEOPLE = 12
+SUITES = ("held-out", "generalisation")
+
+
+@dataclass(frozen=True)
+class ToyReward:
+    """What one shipped reward is made of.
+
+    head, options, unlock: of the model. twin: of `preferences.make_twin`; kind: which of its records; dimension: of the
+    ratings. pool, seed: of the people and of prompts and pictures.
+    """
+
+    head: str
+    twin: str
+    kind: str
+    pool: int
+    seed: int
+    options: dict = field(default_factory=dict)
+    unlock: tuple[int, int] = (2, 1)
+    dimension: str | None = None
+    preset: str = "toy"
+
+
+REWARDS = {
+    "shapes-pickscore": ToyReward("pickscore", "pickapic", "pair", pool=0, seed=0, unlock=(2, 0)),
+    "shapes-imagereward": ToyReward("imagereward", "imagereward", "ranking", pool=1, seed=1000, unlock=(1, 0),
+                                    options={"hidden": (64, 16)}, preset="toy-scalar"),
+    "shapes-aesthetic": ToyReward("aesthetic", "visionprefer", "ratings", pool=2, seed=2000, unlock=(2, 0),
+                                  options={"hidden": (64, 16)}, dimension="aesthetic", preset="toy-scalar"),
+}  # fmt: skip
+
+
+def category_of(prompt: str) -> str:
+    """Category of a prompt; "other" for richer combinations."""
+    return parse(prompt).category or "other"
+
+
+def training_data(spec: ToyReward, prompts: int, pictures: str) -> tuple[PairData | RatingData, PairData | None]:
+    """(examples, validation pairs or None), no prompt in both."""
+    pool = make_pool(PEOPLE, seed=spec.pool)
+    records = make_twin(spec.twin, prompts, PICTURES, spec.seed, pictures, "train", pool)
+    records = [record for record in records if record.kind == spec.kind]
+    if spec.kind == "ratings":
+        return to_ratings(records, spec.dimension), None
+    return to_pairs(records).split(0.1, spec.seed)
+
+
+def test_pairs(spec: ToyReward, split: str, pictures: str, prompts: int = TEST_PROMPTS) -> tuple[PairData, Pool]:
+    """Pairs of another seed on a suite of `SUITES`, and who answered; pairs of ratings for a reward of ratings."""
+    pool = make_pool(PEOPLE, seed=spec.pool)
+    twin = spec.twin if spec.kind == "ratings" else "pickapic"
+    records = make_twin(twin, prompts, PICTURES, spec.seed + 7, pictures, split, pool)
+    return to_pairs(records, dimension=spec.dimension), pool
+
+
+@torch.no_grad()
+def choice_probabilities(pairs: PairData, pool: Pool) -> Tensor:
+    """(M,) probability that a random person of the pool prefers the first, given that the answer is no tie."""
+    keys = torch.stack([torch.cat([pairs.first, pairs.second]), pairs.prompt_ids.repeat(2)], 1)
+    unique, where = keys.unique(dim=0, return_inverse=True)
+    text = dict(zip(pairs.prompt_ids.tolist(), pairs.prompts))
+    seen = look(pairs.images[unique[:, 0]], [text[i] for i in unique[:, 1].tolist()])
+    shares = []
+    for person in pool.annotators:
+        first, second = person.utility(seen)[where].chunk(2)
+        shares.append(person.pair_probabilities(first, second))  # (M, 3): first, tie, second
+    wins, _, losses = torch.stack(shares).mean(0).unbind(-1)
+    return wins / (wins + losses)
+
+
+@torch.no_grad()
+def gold_accuracy(reward, pairs: PairData) -> float:
+    """How often the reward and the gold utility order a pair alike (pairs of equal gold left out)."""
+    gold = torch.empty(0)
+    for side in (pairs.first, pairs.second):
+        gold = torch.cat([gold, gold_utility(pairs.images[side], pairs.prompts)])
+    difference = gold[: len(pairs)] - gold[len(pairs) :]
+    keep = difference.abs() > 1e-6
+    agree = torch.sign(margins(reward, pairs)[keep]) * torch.sign(difference[keep])
+    return (0.5 + 0.5 * agree).mean().item()
+
+
+def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairData | None) -> tuple[RewardReport, dict]:
+    """(report, its numbers with the agreement with gold) on one suite."""
+    pairs, pool = test_pairs(spec, split, pictures)
+    known = None if spec.kind == "ratings" else choice_probabilities(pairs, pool).numpy()
+    if validation is None:  # ratings: beta is fitted on half of the prompts and judged on the others
+        validation, pairs = pairs.split(0.5, seed=1)
+    report = evaluate_reward(reward, pairs, validation, category_of, known)
+    return report, report.numbers() | {"agreement with gold": round(gold_accuracy(reward, pairs), 4)}
+
+
+def card(name: str, spec: ToyReward, facts: dict) -> str:
+    """The model card as Markdown."""
+    tables = []
+    for split in SUITES:
+        got = facts[split]
+        rows = [("accuracy", got["accuracy"]), ("accuracy, mean over prompts", got["accuracy by prompt"])]
+        rows += [(f"accuracy: {category}", value) for category, value in got["by category"].items()]
+        lines = [f"| {label} | {100 * e['value']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} | "
+                 f"{e['pairs']} |" for label, e in rows]
+        for label in ("ceiling", "single annotator"):
+            lines.append(f"| {label} | {'unknown' if got[label] is None else f'{100 * got[label]:.1f} %'} | | |")
+        lines.append(f"| agreement with gold | {100 * got['agreement with gold']:.1f} % | | |")
+        lines.append(f"| calibration error | {got['calibration']['ece']:.3f} | | |")
+        head = "| measure | value | 95 % interval | pairs |\n|---|---|---|---|\n"
+        tables.append(f"### Prompts: {split}\n\n{head}" + "\n".join(lines) + "\n")
+    return f"""---
+license: mit
+---
+# {name}
+
+A reward model of the Shapes world. Head `{spec.head}` on `{SHAPES_CLIP}` with the last {spec.unlock[0]} vision and
+{spec.unlock[1]} text layers trained. Made by `python -m surveylib.rewards.learned.toy`; load it with
+`surveylib.rewards.learned.load_learned("{name}")`.
+
+- Learned from {facts['examples']} examples of the twin `{spec.twin}` ({facts['prompts']} prompts, {PICTURES} pictures
+  each, source "{facts['pictures']}", pool {spec.pool} of {PEOPLE} people, seed {spec.seed}).
+- Training: {facts['steps']} steps, {facts['seconds']:.0f} seconds on {facts['hardware']}.
+- Stored: {facts['kilobytes']} kB; the rest of the trunk is named, not copied.
+
+## Scores
+
+Pairs without a tie; score ties count one half; intervals resample prompts. The ceiling is the mean of max(p, 1 - p)
+over the people's choice probabilities; no reward can be right more often. "single annotator" is how often one person's
+choice is another's.
+
+{chr(10).join(tables)}
+"""
+
+
+def make(
+    name: str, out: Path, prompts: int, pictures: str, hardware: str, config: RewardConfig | None = None
+) -> Iterator[dict]:
+    """Train one reward of `REWARDS`, score it, write `out/name/model` with scores.json and README.md; yields steps."""
+    spec, folder = REWARDS[name], out / name
+    examples, validation = training_data(spec, prompts, pictures)
+    config = config or PRESETS[spec.preset]
+    torch.manual_seed(config.seed)
+    model = RewardModel(load_trunk(SHAPES_CLIP, spec.unlock), spec.head, **spec.options)
+    began = time.perf_counter()
+    yield from train_reward(model, examples, config, folder, validation, name)
+    facts = {"name": name, "head": spec.head, "examples": len(examples), "prompts": prompts, "pictures": pictures,
+             "steps": config.steps, "seconds": round(time.perf_counter() - began, 1), "hardware": hardware}
+    reward = load_learned(folder / "model")
+    stored = sum((folder / "model" / file).stat().st_size for file in (DESCRIPTION, TENSORS))
+    facts["kilobytes"] = round(stored / 1000)
+    for split in SUITES:
+        _, facts[split] = score(reward, spec, split, pictures, validation)
+    write_atomically(folder / "model" / "scores.json", json.dumps(facts, indent=1) + "\n")
+    write_atomically(folder / "model" / "README.md", card(name, spec, facts))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"some of: {', '.join(REWARDS)} (default: all)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--hardware", required=True, help="for the card, for example '2 CPU cores'")
+    parser.add_argument("--prompts", type=int, default=600)
+    parser.add_argument("--pictures", choices=("rendered", "model", "mixed"), default="mixed")
+    parser.add_argument("--ship", type=Path, help="also copy the finished folders there")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in REWARDS]
+    if unknown:
+        parser.error(f"unknown reward {unknown[0]!r}; known: {', '.join(REWARDS)}")
+    for name in args.names or REWARDS:
+        with tqdm(desc=name, mininterval=5) as bar:
+            for row in make(name, args.out, args.prompts, args.pictures, args.hardware):
+                bar.update(1)
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+        if args.ship:
+            shutil.copytree(args.out / name / "model", args.ship / name, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()
