@@ -201,11 +201,19 @@ def data_fingerprint(data: PairData | RatingData) -> str:
     return digest.hexdigest()[:16]
 
 
+def make_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
+    """An Accelerator, also where an earlier run of this process had another precision: accelerate keeps one state a
+    process and refuses a second precision, so that state (not the process group) is made anew."""
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+
+
 class _Run:
     """State of one run; `train_reward` is the loop around it."""
 
     def __init__(self, model, data, config: RewardConfig, out: Path, validation, cpu: bool):
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=cpu)
+        self.accelerator = make_accelerator(config.mixed_precision, cpu)
         self.config, self.out, self.data, self.validation = config, Path(out), data, validation
         self.model = model.to(self.accelerator.device).train()
         optimiser = make_optimiser(model, config)
