@@ -92,7 +92,8 @@ def test_a_planted_utility_is_recovered(tmp_path):
     model.head.loss = lambda a, b, y: torch.nn.functional.binary_cross_entropy_with_logits((a - b)[:, 0], y,
                                                                                            reduction="none")
     config = RewardConfig(steps=150, batch=128, lr=1e-3, head_lr=0.02, every=150, decay=0.0)
-    rows = list(train_reward(model, train, config, tmp_path))
+    for _ in train_reward(model, train, config, tmp_path):
+        pass
     reward = LearnedReward(model)
     report = evaluate_reward(reward, test, validation=planted_pairs(1000, seed=3, among=300)[0], probability=p)
     with torch.no_grad():
@@ -101,7 +102,7 @@ def test_a_planted_utility_is_recovered(tmp_path):
     assert correlation > 0.95
     assert report.ceiling == pytest.approx(ceiling(p.numpy())) and 0.6 < report.ceiling < 0.95
     assert report.micro.value > report.ceiling - 0.04 and report.micro.value > report.single_annotator
-    assert report.calibration.ece < 0.06 and rows[-1]["seconds"] < 60
+    assert report.calibration.ece < 0.03
 
 
 @pytest.mark.parametrize("head", ["pickscore", "imagereward", "hpsv3"])
