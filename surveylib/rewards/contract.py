@@ -54,6 +54,10 @@ class Reward:
             f"the reward {self.name!r} judges pictures only; take one whose step_aware is True, or decode x0 first"
         )
 
+    def check_samples(self, images: Tensor) -> None:
+        """Refuses what is not a picture (`check_images`); rewards of other samples override it."""
+        check_images(images, self.name)
+
     def to(self, device: torch.device | str) -> Reward:
         """Moves the reward's modules and tensors to a device; returns self."""
         for name, value in vars(self).items():
@@ -75,7 +79,7 @@ class Reward:
             RewardError: pictures of another shape, dtype or range or with NaN; another number of prompts; scores of
                 another shape, not finite, or without the promised gradient.
         """
-        check_images(images, self.name)
+        self.check_samples(images)
         prompts = check_prompts(prompts, len(images), self)
         if len(images) == 0:
             return torch.zeros(0, device=images.device)

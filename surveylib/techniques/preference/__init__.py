@@ -1,0 +1,1 @@
+"""Preference optimisation: learn from choices, without a reward in between."""

@@ -1,0 +1,1 @@
+"""The reward's own gradient, followed through the sampler or turned into a control."""

@@ -1,0 +1,1 @@
+"""Test time: the weights stay, the sampling changes."""
