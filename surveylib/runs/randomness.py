@@ -1,4 +1,4 @@
-"""Noise that depends on names, not on order: every draw is a function of integers such as (seed, epoch, sample, stream).
+"""Noise that depends on names, not on order: every draw is a function of (seed, epoch, sample, stream) and the like.
 
 However a batch is cut, into micro-batches or over processes, each sample meets the same noise. All generators live on
 the CPU, so that a seed means the same on every device.

@@ -198,7 +198,7 @@ class Training:
         lora_rank, lora_alpha, lora_targets: None as rank trains all weights of the network.
         ema: decay of the averaged weights, 0 for none; ema_every: optimiser steps between averagings.
         micro_batch: items in one loss call. sample_batch: samples in one rollout.
-        autocast: None, "bfloat16" or "float16": networks inside losses and rollouts run in it; log-probabilities,
+        autocast: None, "bfloat16", "float16", or "auto" (bfloat16 where the hardware has units for it): networks inside losses and rollouts run in it; log-probabilities,
             losses and optimiser stay in float32.
         gradient_checkpointing: recompute the network's activations in the backward pass.
     """
@@ -235,8 +235,8 @@ class Training:
                                  "choose samples as a multiple of samples_per_prompt")
         if self.updates > self.samples:
             raise TechniqueError(f"{self.samples} samples cannot be cut into {self.updates} updates; lower updates")
-        if self.autocast not in (None, "bfloat16", "float16"):
-            raise TechniqueError(f"autocast={self.autocast!r}: choose None, 'bfloat16' or 'float16'")
+        if self.autocast not in (None, "bfloat16", "float16", "auto"):
+            raise TechniqueError(f"autocast={self.autocast!r}: choose None, 'auto', 'bfloat16' or 'float16'")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,289 @@
+"""`align`: the loop around every fine-tuning technique, as a generator of epochs.
+
+An epoch is one `Technique.collect` and some optimiser steps on what it brought. The samples of an epoch are cut into
+``updates`` parts (shuffled anew in each pass); each part into micro-batches of items, an item being one (sample, step);
+the gradient is that of the mean loss over all items of the part, however they were cut.
+
+Randomness is named by (seed, epoch, global sample index, step): it depends neither on micro-batches nor on the number
+of processes. With ``out`` a checkpoint follows every epoch, and the same call goes on where a killed run stopped, with
+bit-equal weights on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surveylib.alignment.checkpoints import CheckpointFolder
+from surveylib.alignment.processes import Processes
+from surveylib.diffusion.lora import add_lora, lora_layers
+from surveylib.diffusion.model import DiffusionModel
+from surveylib.diffusion.speed import autocast_type, plain_attention
+from surveylib.runs.ledger import Ledger
+from surveylib.runs.randomness import permutation, seed_of
+from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
+
+
+class AlignmentError(RuntimeError):
+    """A run that cannot go on: not finite, out of memory. What was checkpointed stands."""
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """What one epoch did.
+
+    Attributes:
+        epoch: epochs done, from 1. metrics: means over the epoch's items and samples, all processes together ("loss",
+            "grad_norm", "reward" where there is one, and what the technique reports).
+        prompts: of this process's samples, and pictures (N, 3, H, W) of them, or None.
+        ledger: cost since the start of the run, this process only.
+        updates: optimiser steps so far.
+    """
+
+    epoch: int
+    metrics: dict[str, float]
+    prompts: list[str]
+    pictures: Tensor | None
+    ledger: Ledger
+    updates: int
+
+
+def align(
+    model: DiffusionModel,
+    technique: Technique,
+    signal: Signal,
+    prompts: Sequence[str],
+    training: Training,
+    *,
+    seed: int = 0,
+    out: str | Path | None = None,
+    processes: Processes | None = None,
+) -> Iterator[Progress]:
+    """Aligns ``model`` in place and yields once an epoch.
+
+    Args:
+        model: its network gets a LoRA adapter (``training.lora_rank``), or all its weights are trained.
+        technique, training: see the contract. signal: a reward, or preference data.
+        prompts: texts to draw for; ignored by techniques that learn from recorded feedback alone.
+        seed: names all randomness of the run.
+        out: folder for checkpoints; None keeps nothing. A run found there is gone on with.
+        processes: default: what accelerate or torchrun started.
+
+    Raises (at the first ``next``):
+        TechniqueError: model, signal or settings that do not fit. ValueError: samples that do not divide over the
+        processes; a run folder that is in use, damaged, or holds another run.
+        AlignmentError: a loss or gradient that is not finite, memory that ran out.
+    """
+    run = Alignment(model, technique, signal, list(prompts), training, seed, processes or Processes())
+    with CheckpointFolder(out, run.identity, run.processes) if out is not None else nullcontext() as folder:
+        if folder is not None and (state := folder.load()) is not None:
+            run.load_state_dict(state)
+        while run.epoch < training.epochs:
+            progress = run.advance()
+            if folder is not None:
+                folder.save(run.state_dict())
+            yield progress
+
+
+class Alignment:
+    """The state of one run: model, technique, optimiser, ledger. `advance` does one epoch."""
+
+    def __init__(self, model, technique, signal, prompts, training, seed, processes) -> None:
+        technique.check(model, signal, training)
+        self.model, self.technique, self.signal = model, technique, signal
+        self.prompts, self.training, self.seed, self.processes = prompts, training, seed, processes
+        self.from_prompts = not {"pairs", "rankings", "binary"} & set(technique.needs) or "online" in technique.needs
+        if self.from_prompts and not prompts:
+            raise TechniqueError(f"{technique.name} draws pictures for prompts and got none")
+        self.mine = processes.share(training.samples)
+        prepare_weights(model, training, seed)
+        self.reduced = autocast_type(training.autocast, model.device)
+        if self.reduced is not None and model.device.type == "cpu":
+            plain_attention(model.network)
+        self.parameters = model.trainable_parameters()
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=training.lr, betas=training.betas, weight_decay=training.weight_decay, eps=training.eps
+        )
+        self.ledger = Ledger()
+        self.epoch = self.updates = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the run that it resumes."""
+        return {
+            "technique": self.technique.name, "config": repr(self.technique.config), "training": repr(self.training),
+            "seed": self.seed, "prompts": seed_of(*self.prompts), "processes": self.processes.count,
+            "signal": getattr(self.signal, "name", type(self.signal).__name__),
+            "weights": {name: list(p.shape) for name, p in self.model.named_trainable_parameters().items()},
+        }
+
+    # -- one epoch ------------------------------------------------------------------------------------------------
+    def advance(self) -> Progress:
+        """Collects, updates, and says what happened."""
+        began = time.perf_counter()
+        with self.ledger.watch(self.model, self.signal):
+            draw = self.draw()
+            batch = self._guarded(lambda: self.technique.collect(self.model, draw, self.signal), "sample_batch")
+            metrics = self.processes.sum_numbers({k: v / self.processes.count for k, v in batch.metrics.items()})
+            sums = self.learn(batch, draw)
+        self.epoch += 1
+        self.ledger.wall += time.perf_counter() - began
+        return Progress(self.epoch, metrics | sums, batch.condition.prompts, batch.pictures, self.ledger.copy(),
+                        self.updates)
+
+    def draw(self) -> Draw:
+        """The samples of this process in the present epoch: prompts in passes of shuffled order, groups kept whole."""
+        training, total = self.training, self.training.samples
+        texts: list[str] = []
+        if self.from_prompts:
+            n, groups = len(self.prompts), total // training.samples_per_prompt
+            places = range(self.epoch * groups, (self.epoch + 1) * groups)
+            orders = {place // n: None for place in places}
+            orders = {turn: permutation(n, self.seed, turn, "prompts").tolist() for turn in orders}
+            texts = [self.prompts[orders[place // n][place % n]] for place in places
+                     for _ in range(training.samples_per_prompt)]
+        return Draw(
+            self.seed, self.epoch, [texts[i] for i in self.mine] if texts else [],
+            self.mine // training.samples_per_prompt, self.mine, total, training.sample_batch, self.processes.gather,
+            texts,
+        )
+
+    def learn(self, batch: Batch, draw: Draw) -> dict[str, float]:
+        """All optimiser steps of the epoch; means of the metrics over items."""
+        sums: dict[str, float] = {}
+        counted = 0
+        for turn in range(self.training.passes):
+            order = permutation(draw.total, self.seed, self.epoch, turn, "order")
+            for part in order.tensor_split(self.training.updates):
+                found = self._update(batch, draw, part, turn)
+                counted += 1
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return {name: value / counted for name, value in sums.items()}
+
+    def _update(self, batch: Batch, draw: Draw, part: Tensor, turn: int) -> dict[str, float]:
+        """One optimiser step on the global samples `part`, of which this process holds some."""
+        here = torch.isin(draw.indices, part).nonzero().flatten()
+        steps = batch.n_steps
+        rows, columns = here.repeat_interleave(steps), torch.arange(steps).repeat(len(here))
+        name = (self.seed, self.epoch, turn)
+        keys = torch.tensor([seed_of(*name, draw.indices[r].item(), k.item()) for r, k in zip(rows, columns)],
+                            dtype=torch.int64)
+        total = len(part) * steps
+        pieces = [batch.items(rows[i], columns[i], keys[i])
+                  for i in torch.arange(len(rows)).split(self.training.micro_batch) if len(i)]
+        means = self._means(pieces, total)
+        self.optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {"loss": 0.0}
+        for items in pieces:
+            for key, value in self._backward(items, means, total).items():
+                sums[key] = sums.get(key, 0.0) + value / total
+        self.processes.sum_gradients(self.parameters)
+        norm = self._step()
+        return self.processes.sum_numbers(sums) | {"grad_norm": norm}
+
+    def _means(self, pieces: list, total: int) -> dict[str, Tensor]:
+        if type(self.technique).shared is Technique.shared:
+            return {}
+        sums: dict[str, float] = {}
+        with torch.no_grad(), self._autocast():
+            for items in pieces:
+                for key, value in self.technique.shared(self.model, items, self.signal).items():
+                    sums[key] = sums.get(key, 0.0) + value.double().sum().item() / total
+        return {key: torch.tensor(value, dtype=torch.float32) for key, value in
+                self.processes.sum_numbers(sums).items()}
+
+    def _backward(self, items, means: Mapping[str, Tensor], total: int) -> dict[str, float]:
+        def work() -> dict[str, float]:
+            with self._autocast():
+                losses, metrics = self.technique.loss(self.model, items, self.signal, means)
+            if losses.shape != (len(items),):
+                found = tuple(losses.shape)
+                raise TechniqueError(f"{self.technique.name}.loss returned {found} for {len(items)} items")
+            if not losses.isfinite().all():
+                raise AlignmentError(self._not_finite("loss"))
+            if losses.requires_grad:
+                with self.ledger.timed("backward"):
+                    (losses.float().sum() / total).backward()
+            sums = {"loss": losses.detach().double().sum().item()}
+            for key, value in metrics.items():
+                value = torch.as_tensor(value).detach().double()
+                sums[key] = (value.sum() if value.ndim else value * len(items)).item()
+            return sums
+
+        return self._guarded(work, "micro_batch")
+
+    def _step(self) -> float:
+        training = self.training
+        norm = nn.utils.clip_grad_norm_(self.parameters, training.clip_norm)
+        if not norm.isfinite():
+            raise AlignmentError(self._not_finite("gradient"))
+        rate = training.lr * min(1.0, (self.updates + 1) / training.warmup) if training.warmup else training.lr
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.updates += 1
+        if training.ema and self.updates % training.ema_every == 0:
+            self.model.update_ema("ema", training.ema)
+        self.technique.after_update(self.model)
+        return norm.item()
+
+    # -- helpers --------------------------------------------------------------------------------------------------
+    def _autocast(self):
+        if self.reduced is None:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self.reduced)
+
+    def _guarded(self, work, knob: str):
+        try:
+            with self._autocast() if knob == "sample_batch" else nullcontext():
+                return work()
+        except torch.OutOfMemoryError as error:
+            value = getattr(self.training, knob)
+            raise AlignmentError(f"out of memory with {knob}={value}: lower {knob} (the update stays the same), or "
+                                 "turn on gradient checkpointing, or lower the resolution") from error
+
+    def _not_finite(self, what: str) -> str:
+        return (f"{self.technique.name}: the {what} of epoch {self.epoch + 1} is not finite. The last checkpoint "
+                f"stands. Lower lr (now {self.training.lr:g}), look for extreme rewards, or set autocast=None")
+
+    # -- checkpoint -----------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on."""
+        return {
+            "epoch": self.epoch, "updates": self.updates, "ledger": self.ledger.state_dict(),
+            "policy": dict(self.model.named_trainable_parameters()), "snapshots": self.model.snapshots,
+            "optimiser": self.optimiser.state_dict(), "technique": self.technique.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.epoch, self.updates = state["epoch"], state["updates"]
+        self.ledger.load_state_dict(state["ledger"])
+        with torch.no_grad():
+            for name, p in self.model.named_trainable_parameters().items():
+                p.copy_(state["policy"][name])
+        self.model.load_snapshots(state["snapshots"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.technique.load_state_dict(state["technique"])
+
+
+def prepare_weights(model: DiffusionModel, training: Training, seed: int) -> None:
+    """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network with a
+    copy of it as the reference."""
+    if training.lora_rank is not None:
+        if not lora_layers(model.network):
+            add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets, seed)
+        return
+    if lora_layers(model.network):
+        raise TechniqueError("lora_rank=None trains all weights, but the network has an adapter; load the model anew")
+    model.network.requires_grad_(True)
+    if "reference" not in model.snapshots:
+        model.snapshot("reference")

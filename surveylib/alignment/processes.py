@@ -1,0 +1,92 @@
+"""Several processes, through accelerate: data-parallel updates that equal those of one process with the whole batch.
+
+Each process holds the whole model and a part of the samples; gradients are summed over processes after the last
+micro-batch, so that nothing is wrapped around the network and techniques may call it as often as they like.
+Start with ``accelerate launch`` or ``torchrun``. DeepSpeed and FSDP are refused: the first cannot be resumed from
+safetensors, the second shards weights that snapshots and adapters must read whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather, reduce
+from torch import Tensor
+
+REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+
+
+class Processes:
+    """Who we are among the processes, and the few collective operations that the engine needs.
+
+    Attributes:
+        rank, count: of this process. device: where accelerate puts it. main: whether this is rank 0.
+
+    Raises:
+        RuntimeError: started under DeepSpeed or FSDP.
+    """
+
+    def __init__(self, cpu: bool | None = None) -> None:
+        for variable, name in REFUSED.items():
+            if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+                raise RuntimeError(f"{name} is not supported: runs could not be resumed. Use plain data parallelism "
+                                   "(accelerate config: multi-GPU, no DeepSpeed, no FSDP), with LoRA for large models")
+        launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        cpu = not torch.cuda.is_available() if cpu is None else cpu
+        self._state = PartialState(cpu=cpu) if launched or PartialState._shared_state else None
+        self.rank = self._state.process_index if self._state else 0
+        self.count = self._state.num_processes if self._state else 1
+        self.device = self._state.device if self._state else torch.device("cpu" if cpu else "cuda")
+
+    @property
+    def main(self) -> bool:
+        """Rank 0."""
+        return self.rank == 0
+
+    def share(self, total: int) -> Tensor:
+        """Global numbers of this process's samples: a contiguous block.
+
+        Raises:
+            ValueError: `total` does not divide.
+        """
+        if total % self.count:
+            raise ValueError(f"{total} samples do not divide over {self.count} processes; choose a multiple")
+        each = total // self.count
+        return torch.arange(self.rank * each, (self.rank + 1) * each)
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Tensors of all processes, concatenated in the order of ranks, on the tensor's own device."""
+        if self.count == 1:
+            return tensor
+        return gather(tensor.to(self.device).contiguous()).to(tensor.device)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over processes."""
+        return tensor if self.count == 1 else reduce(tensor.to(self.device), "sum").to(tensor.device)
+
+    def sum_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Sum of named numbers over processes (the same names on each)."""
+        if self.count == 1 or not numbers:
+            return dict(numbers)
+        names = sorted(numbers)
+        total = self.sum(torch.tensor([numbers[name] for name in names], dtype=torch.float64))
+        return dict(zip(names, total.tolist()))
+
+    def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Adds up ``.grad`` over processes in place, in one message."""
+        if self.count == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = self.sum(torch.cat([p.grad.flatten().float() for p in parameters]))
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad.copy_(part.view_as(p))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self._state:
+            self._state.wait_for_everyone()
