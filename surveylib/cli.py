@@ -1,4 +1,4 @@
-"""The command line: `surveylib list`, `models`, `sample`, `judge`.
+"""The command line: `surveylib list`, `models`, `align`, `resume`, `sample`, `judge`.
 
 Imports of heavy packages happen inside the commands, so that `--help` answers at once.
 """
@@ -6,6 +6,7 @@ Imports of heavy packages happen inside the commands, so that `--help` answers a
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -72,18 +73,23 @@ def sample(
     steps: Steps = None,
     guidance: Guidance = None,
     seed: Seed = 0,
+    adapter: Annotated[Path | None, typer.Option(help="Run folder, or folder of LoRA weights, to draw with.")] = None,
+    strength: Annotated[float, typer.Option(min=0, help="Strength of the adapter: 0 is the base model.")] = 1.0,
 ) -> None:
     """Draw pictures and write them as one PNG."""
     import torch
     from PIL import Image
 
+    from surveylib.diffusion.lora import load_lora, lora_strength
     from surveylib.diffusion.rollout import sample as draw
     from surveylib.diffusion.zoo import load_model
 
     loaded = load_model(model)
+    if adapter is not None:
+        load_lora(loaded, adapter / "adapter" if (adapter / "adapter").is_dir() else adapter)
     generator = torch.Generator().manual_seed(seed)
     condition = loaded.encode([text for text in prompt for _ in range(count)])
-    with torch.no_grad():
+    with torch.no_grad(), lora_strength(loaded, strength) if adapter is not None else nullcontext():
         steps = loaded.default_steps if steps is None else steps
         latents = draw(loaded, condition, steps=steps, guidance=guidance, generator=generator)
         pictures = loaded.decode(latents, clamp=True).cpu()
@@ -127,13 +133,70 @@ def judge(
     console.print(f"picture quality {scores.quality:.3f} (flawless renderings score about 1)")
 
 
+Sets = Annotated[list[str] | None, typer.Option("--set", help="A changed setting, name=value; may be repeated. "
+                                                "Settings of the technique or of the training.")]
+Every = Annotated[int, typer.Option(min=0, help="Epochs between sheets of pictures; 0 for none.")]
+
+
+@app.command()
+def align(
+    technique: Annotated[str, typer.Argument(help="Name of a technique; `surveylib techniques` lists them.")],
+    out: Annotated[Path, typer.Option(help="Run folder.")],
+    model: Annotated[str | None, typer.Option(help="Default: the preset's.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward or preference data; default: the preset's.")] = None,
+    scale: Annotated[str | None, typer.Option(help="toy, rehearsal, single or full.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    seed: Seed = 0,
+    sets: Sets = None,
+    pictures_every: Every = 5,
+) -> None:
+    """Align a model: `surveylib align ddpo --out runs/x`. The same call, or `resume`, goes on with a stopped run."""
+    from surveylib.alignment.run import Recipe, run
+    from surveylib.alignment.show import parse_settings, show
+    from surveylib.runs.scale import current_scale
+
+    config, training = parse_settings(technique, sets or [])
+    recipe = Recipe(technique, current_scale(scale), model, reward, None if prompts is None else str(prompts), seed,
+                    config, training)
+    show(run(recipe, out, pictures_every=pictures_every), recipe, out, console)
+
+
+@app.command()
+def resume(out: Annotated[Path, typer.Argument(help="Run folder.")], pictures_every: Every = 5) -> None:
+    """Go on with a stopped run from its last checkpoint."""
+    from surveylib.alignment.run import read_recipe
+    from surveylib.alignment.run import resume as go_on
+    from surveylib.alignment.show import show
+
+    show(go_on(out, pictures_every=pictures_every), read_recipe(out), out, console)
+
+
+@app.command()
+def techniques(as_json: AsJson = False) -> None:
+    """The techniques that run, with what they need and the presets they have."""
+    from surveylib.techniques.registry import technique_class, technique_names
+
+    rows = []
+    for name in technique_names():
+        found = technique_class(name)
+        rows.append({"name": name, "family": found.__module__.split(".")[2], "needs": list(found.needs),
+                     "schedules": list(found.families), "presets": list(found.PRESETS)})
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    columns = ["name", "family", "needs", "schedules", "presets"]
+    _table("Techniques", columns, [[v if isinstance(v := row[c], str) else ", ".join(v) for c in columns]
+                                   for row in rows])
+
+
 def _is_users(error: Exception) -> bool:
     """Whether an error is one the user can mend (bad words, a model that is not there) and not a fault of ours."""
-    if isinstance(error, (ValueError, TypeError)):
+    if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
         return True
+    from surveylib.alignment.engine import AlignmentError
     from surveylib.diffusion.zoo import ModelUnavailable
 
-    return isinstance(error, ModelUnavailable)
+    return isinstance(error, (ModelUnavailable, AlignmentError))
 
 
 def main() -> None:

@@ -248,7 +248,7 @@ class Alignment:
         except torch.OutOfMemoryError as error:
             value = getattr(self.training, knob)
             raise AlignmentError(f"out of memory with {knob}={value}: lower {knob} (the update stays the same), or "
-                                 "turn on gradient checkpointing, or lower the resolution") from error
+                                 "turn on checkpoint in the technique's settings, or lower the resolution") from error
 
     def _not_finite(self, what: str) -> str:
         return (f"{self.technique.name}: the {what} of epoch {self.epoch + 1} is not finite. The last checkpoint "

@@ -31,8 +31,14 @@ _FACTORIES: dict[str, str] = {
 
 
 def reward_names() -> tuple[str, ...]:
-    """Names that `load_reward` knows."""
-    return tuple(_FACTORIES)
+    """Names that `load_reward` knows: pretrained, hand-made and shipped learned ones."""
+    return (*_FACTORIES, *_shipped())
+
+
+def _shipped() -> list[str]:
+    from surveylib.rewards.learned.store import shipped_rewards
+
+    return shipped_rewards()
 
 
 def register_reward(name: str, factory: str) -> None:
@@ -52,7 +58,7 @@ def load_reward(name: str, device: torch.device | str | None = None, **options: 
     """The reward of a name.
 
     Args:
-        name: one of `reward_names()`.
+        name: one of `reward_names()`, or "tiny-" and the name of a pretrained one: random weights, for rehearsals.
         device: where its model computes; None leaves it where its loader puts it.
         options: passed to the reward, for example `path` of a pretrained model.
 
@@ -60,8 +66,13 @@ def load_reward(name: str, device: torch.device | str | None = None, **options: 
         ValueError: an unknown name; the message lists the known ones.
         FileNotFoundError, ImportError: weights or an optional package are missing; the message says how to get them.
     """
-    if name not in _FACTORIES:
-        raise ValueError(f"unknown reward {name!r}; known are: {', '.join(_FACTORIES)}")
-    module, attribute = _FACTORIES[name].split(":")
-    reward = getattr(import_module(module), attribute)(**options)
+    if name in _FACTORIES:
+        module, attribute = _FACTORIES[name].split(":")
+        reward = getattr(import_module(module), attribute)(**options)
+    elif name.startswith("tiny-"):
+        reward = import_module(f"{_HOME}.pretrained.tiny").tiny_reward(name.removeprefix("tiny-"), **options)
+    elif name in _shipped():
+        reward = import_module(f"{_HOME}.learned.store").load_learned(name, **options)
+    else:
+        raise ValueError(f"unknown reward {name!r}; known are: {', '.join(reward_names())}")
     return reward if device is None else reward.to(device)

@@ -198,9 +198,9 @@ class Training:
         lora_rank, lora_alpha, lora_targets: None as rank trains all weights of the network.
         ema: decay of the averaged weights, 0 for none; ema_every: optimiser steps between averagings.
         micro_batch: items in one loss call. sample_batch: samples in one rollout.
-        autocast: None, "bfloat16", "float16", or "auto" (bfloat16 where the hardware has units for it): networks inside losses and rollouts run in it; log-probabilities,
-            losses and optimiser stay in float32.
-        gradient_checkpointing: recompute the network's activations in the backward pass.
+        autocast: None, "bfloat16", "float16", or "auto" (bfloat16 where the hardware has units for it): networks inside
+            losses and rollouts run in it; log-probabilities, losses and optimiser stay in float32. Not for methods
+            that compare log-probabilities with a clip of 1e-4: bfloat16 alone moves them further.
     """
 
     epochs: int = 100
@@ -222,7 +222,6 @@ class Training:
     micro_batch: int = 64
     sample_batch: int = 64
     autocast: str | None = None
-    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "samples_per_prompt", "updates", "passes", "micro_batch", "sample_batch", "ema_every"):

@@ -1,0 +1,213 @@
+"""Runs with a folder: a recipe that says everything, logs, checkpoints, and in the end an adapter that diffusers loads.
+
+    for progress in run(Recipe("ddpo", reward="shapes-pickscore"), "runs/x"): ...
+    for progress in resume("runs/x"): ...
+
+======================  ==================================================================
+file                    what it holds
+======================  ==================================================================
+``recipe.json``         technique, scale, model, signal, prompts, changed settings, seed
+``identity.json``       what a resumed run must share; written by the engine
+``checkpoint/``         the last epoch: weights, optimiser, averages, trackers, ledger
+``metrics.jsonl``       one line an epoch; ``tensorboard/`` the same
+``pictures/``           sheets of an epoch's first pictures
+``adapter/``            the LoRA weights at the end, in diffusers' format
+``pipeline/``           instead of an adapter, where all weights were trained
+``done.json``           written last: expected and actual cost
+======================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from surveylib.alignment.engine import Progress, align
+from surveylib.alignment.logs import Log, row_of
+from surveylib.alignment.processes import Processes
+from surveylib.alignment.settings import setting
+from surveylib.diffusion.lora import lora_layers, save_lora
+from surveylib.diffusion.pipelines import PipelineModel
+from surveylib.diffusion.zoo import load_model
+from surveylib.rewards.registry import load_reward
+from surveylib.runs.checkpoint import write_atomically
+from surveylib.runs.scale import current_scale
+from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError
+from surveylib.techniques.registry import preset, technique_class
+
+RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE = "recipe.json", "done.json", "adapter", "pipeline"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a run is made of; goes to JSON and back.
+
+    Attributes:
+        technique: name in the registry. scale: of its preset. seed: of the run.
+        model, signal: names; None takes the preset's. The signal is a reward or preference data.
+        prompts: path of a text file with one prompt a line; None takes the scale's training prompts.
+        config, training: changed fields of the technique's and of the engine's settings.
+    """
+
+    technique: str
+    scale: str = "toy"
+    model: str | None = None
+    signal: str | None = None
+    prompts: str | None = None
+    seed: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def preset(self) -> Preset:
+        """The preset with the changes.
+
+        Raises:
+            TechniqueError: a sampler, which has nothing to train, or a field that does not exist.
+        """
+        if issubclass(technique_class(self.technique), Sampler):
+            raise TechniqueError(f"{self.technique} changes how a model is sampled and trains nothing: "
+                                 f"use `surveylib sample --technique {self.technique}`")
+        base = preset(self.technique, self.scale)
+        for name, given, target in (("config", self.config, base.config), ("training", self.training, base.training)):
+            known = {f.name for f in fields(target)}
+            for key in given:
+                if key not in known:
+                    raise TechniqueError(f"{self.technique} has no {name} field {key!r}; there are "
+                                         f"{', '.join(sorted(known))}")
+        return base.override(_tuples(self.config), **_tuples(self.training))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A recipe with everything loaded."""
+
+    recipe: Recipe
+    preset: Preset
+    model: PipelineModel
+    signal: Signal
+    prompts: list[str]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Upper bound of the memory for stored trajectories: samples x (steps + 1) latents in float32."""
+        size = 4
+        for n in self.model.latent_shape:
+            size *= n
+        return size * self.preset.training.samples * (getattr(self.preset.config, "steps", 0) + 1)
+
+
+def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
+    """Loads model, signal and prompts of a recipe."""
+    chosen = recipe.preset()
+    place = setting(recipe.scale)
+    device = processes.device if processes is not None and processes.count > 1 else None
+    tiny = _rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
+    model = load_model(recipe.model or tiny.model, device)
+    name = recipe.signal or tiny.reward
+    needs = set(technique_class(recipe.technique).needs)
+    offline = "reward" not in needs and bool({"pairs", "rankings", "binary"} & needs)
+    kinds = {"pairs", "rankings", "binary"} & needs
+    signal = _preferences(name, sorted(kinds)[0], model) if offline else load_reward(name, model.device)
+    if recipe.prompts is None:
+        prompts = place.train_prompts
+    else:
+        lines = Path(recipe.prompts).read_text(encoding="utf-8").splitlines()
+        prompts = [line.strip() for line in lines if line.strip()]
+    return Prepared(recipe, chosen, model, signal, prompts)
+
+
+def _preferences(name: str, kind: str, model: PipelineModel) -> Signal:
+    from surveylib.alignment.preferences import load_preferences
+
+    return load_preferences(name, kind, model)
+
+
+def _rehearsed(chosen: Preset) -> Preset:
+    """The tiny model of the same class as a full-scale one, and a tiny reward."""
+    tiny = {"sd1.5": "tiny-sd", "sdxl": "tiny-sdxl", "sd-turbo": "tiny-sd-turbo", "sdxl-turbo": "tiny-sdxl-turbo",
+            "sd3.5-medium": "tiny-sd3", "flux.1-dev": "tiny-flux", "flux.1-schnell": "tiny-flux-schnell"}
+    known = chosen.reward if chosen.reward.startswith("tiny-") else f"tiny-{chosen.reward}"
+    return Preset(chosen.config, chosen.training, tiny.get(chosen.model, chosen.model), known, chosen.source,
+                  chosen.cost)
+
+
+def run(recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard: bool = True) -> Iterator[Progress]:
+    """Starts a run in `out`, or goes on with the same recipe there; yields once an epoch.
+
+    Raises:
+        ValueError: `out` holds a run of another recipe, or is in use. TechniqueError: settings that do not fit.
+    """
+    out, processes = Path(out), Processes()
+    file = out / RECIPE_FILE
+    text = json.dumps({"format": FORMAT, **asdict(recipe)}, indent=1) + "\n"
+    if file.exists() and read_recipe(out) != Recipe(**{k: v for k, v in json.loads(text).items() if k != "format"}):
+        raise ValueError(f"{out} holds a run of another recipe ({file}); choose another folder, or delete this one")
+    ready = prepare(recipe, processes)
+    if processes.main and not file.exists():
+        write_atomically(file, text)
+    yield from _execute(ready, out, processes, pictures_every, tensorboard)
+
+
+def resume(out: str | Path, *, pictures_every: int = 5, tensorboard: bool = True) -> Iterator[Progress]:
+    """Goes on with the run in `out` from its last checkpoint; a finished run yields nothing.
+
+    Raises:
+        FileNotFoundError: no run there. ValueError: a damaged recipe, or one of another version.
+    """
+    recipe = read_recipe(out)
+    yield from run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard)
+
+
+def read_recipe(out: str | Path) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: damaged, or of another version of the library.
+    """
+    file = Path(out) / RECIPE_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"no run in {out}: {RECIPE_FILE} is missing. `surveylib align` starts one")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values.pop("format")
+        if version != FORMAT:
+            raise ValueError(f"it has format {version}, this version of surveylib reads {FORMAT}")
+        return Recipe(**values)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
+
+
+def _execute(ready: Prepared, out: Path, processes: Processes, every: int, tensorboard: bool) -> Iterator[Progress]:
+    chosen, log, last = ready.preset, None, None
+    technique = technique_class(ready.recipe.technique)(chosen.config)
+    steps = align(ready.model, technique, ready.signal, ready.prompts, chosen.training, seed=ready.recipe.seed, out=out,
+                  processes=processes)
+    for progress in steps:
+        if processes.main:
+            log = log or Log(out, progress.epoch - 1, every, tensorboard)
+            log.write(progress)
+        last = progress
+        yield progress
+    if processes.main:
+        if log is not None:
+            log.close()
+        finish(ready, out, last)
+
+
+def finish(ready: Prepared, out: Path, last: Progress | None) -> None:
+    """Writes the adapter (or the pipeline) and, last, `done.json` with expected and actual cost."""
+    if lora_layers(ready.model.network):
+        save_lora(ready.model, out / ADAPTER)
+    else:
+        ready.model.pipeline.save_pretrained(out / PIPELINE, safe_serialization=True)
+    if last is not None:
+        done = {"expected": ready.preset.cost, "actual": row_of(last), "equivalents": last.ledger.equivalents}
+        write_atomically(out / DONE_FILE, json.dumps(done, indent=1) + "\n")
