@@ -11,6 +11,9 @@ from surveylib.techniques.contract import Preset, Sampler, Technique, TechniqueE
 _HOME = "surveylib.techniques"
 _CLASSES: dict[str, str] = {
     "ddpo": f"{_HOME}.policy_gradient.ddpo:DDPO",
+    "diffusion_dpo": f"{_HOME}.preference.diffusion_dpo:DiffusionDPO",
+    "diffusion_kto": f"{_HOME}.preference.diffusion_kto:DiffusionKTO",
+    "rankdpo": f"{_HOME}.preference.rankdpo:RankDPO",
 }
 # The code path of "single" on tiny models: the same settings, cut to a few steps (a preset "rehearsal" wins).
 _REHEARSED = {"epochs": 2, "samples": 4, "updates": 1, "passes": 1, "micro_batch": 4, "sample_batch": 4,
