@@ -422,6 +422,7 @@ CARDS = (
          "Scaling Laws for Reward Model Overoptimization",
          "2210.10760", "ICML", 2023,
          group="particles and search", needs=("reward",), chapter="techniques/07_searching_and_steering",
+         module="surveylib.techniques.test_time.best_of_n",
          note="No single source; the paper gives the curve of gold reward against log N and the KL formula it "
               "uses."),
     Card("tds", "TDS", "test_time",
@@ -444,7 +445,8 @@ CARDS = (
          "A General Framework for Inference-time Scaling and Steering of Diffusion Models",
          "2501.06848", "arXiv", 2025,
          group="particles and search", lists=("test-time",), needs=("reward",), models=("unet",),
-         chapter="techniques/07_searching_and_steering"),
+         chapter="techniques/07_searching_and_steering",
+         module="surveylib.techniques.test_time.fk_steering"),
     Card("inference_scaling", "Inference-time scaling", "test_time",
          "Inference-Time Scaling for Diffusion Models beyond Scaling Denoising Steps",
          "2501.09732", "arXiv", 2025,

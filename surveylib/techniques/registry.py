@@ -14,6 +14,8 @@ _CLASSES: dict[str, str] = {
     "diffusion_dpo": f"{_HOME}.preference.diffusion_dpo:DiffusionDPO",
     "diffusion_kto": f"{_HOME}.preference.diffusion_kto:DiffusionKTO",
     "rankdpo": f"{_HOME}.preference.rankdpo:RankDPO",
+    "best_of_n": f"{_HOME}.test_time.best_of_n:BestOfN",
+    "fk_steering": f"{_HOME}.test_time.fk_steering:FKSteering",
 }
 # The code path of "single" on tiny models: the same settings, cut to a few steps (a preset "rehearsal" wins).
 _REHEARSED = {"epochs": 2, "samples": 4, "updates": 1, "passes": 1, "micro_batch": 4, "sample_batch": 4,
