@@ -16,6 +16,11 @@ _CLASSES: dict[str, str] = {
     "rankdpo": f"{_HOME}.preference.rankdpo:RankDPO",
     "best_of_n": f"{_HOME}.test_time.best_of_n:BestOfN",
     "fk_steering": f"{_HOME}.test_time.fk_steering:FKSteering",
+    "tfg": f"{_HOME}.test_time.gradient_guidance:TFG",
+    "dps": f"{_HOME}.test_time.gradient_guidance:DPS",
+    "freedom": f"{_HOME}.test_time.gradient_guidance:FreeDoM",
+    "mpgd": f"{_HOME}.test_time.gradient_guidance:MPGD",
+    "universal_guidance": f"{_HOME}.test_time.gradient_guidance:UniversalGuidance",
 }
 # The code path of "single" on tiny models: the same settings, cut to a few steps (a preset "rehearsal" wins).
 _REHEARSED = {"epochs": 2, "samples": 4, "updates": 1, "passes": 1, "micro_batch": 4, "sample_batch": 4,

@@ -40,6 +40,12 @@ def noise_generators(
     return [generator(seed, prompt, particle, stream) for prompt in range(prompts) for particle in range(particles)]
 
 
+def row_generators(seed: int, rows: Sequence[int], *key: int | str) -> list[torch.Generator]:
+    """One generator for the particle 0 of each of the prompts with numbers `rows`, a function of (seed, its number,
+    key): noise beside the rollout's, which a method may use or not without moving anything else."""
+    return [generator(seed, row, 0, *key) for row in rows]
+
+
 def prompt_uniforms(seed: int, prompts: int, count: int, *key: int | str) -> Tensor:
     """(prompts, count) uniform in [0, 1), float64 on the CPU; row i is a function of (seed, i, key)."""
     rows = [torch.rand(count, generator=generator(seed, prompt, *key), dtype=torch.float64)

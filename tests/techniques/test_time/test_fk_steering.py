@@ -181,8 +181,8 @@ def test_lookahead_costs_its_calls():
 
 def test_bad_input_is_refused():
     for bad, word in (({"potential": "rt"}, "rt"), ({"strength": math.nan}, "strength"),
-                      ({"particles": 0}, "particles"), ({"ess": 1.5}, "ess"), ({"resample_at": (1.0,)}, "resample_at"), ({"scheme": "x"}, "scheme"),
-                      ({"select": "x"}, "select"), ({"lookahead": -1}, "lookahead")):
+                      ({"particles": 0}, "particles"), ({"ess": 1.5}, "ess"), ({"resample_at": (1.0,)}, "resample_at"),
+                      ({"scheme": "x"}, "scheme"), ({"select": "x"}, "select"), ({"lookahead": -1}, "lookahead")):
         with pytest.raises(TechniqueError, match=word):
             FKConfig(**bad)
 
