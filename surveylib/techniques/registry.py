@@ -10,7 +10,11 @@ from surveylib.techniques.contract import Preset, Sampler, Technique, TechniqueE
 
 _HOME = "surveylib.techniques"
 _CLASSES: dict[str, str] = {
+    "rwr": f"{_HOME}.reward_weighted.rwr:RWR",
+    "raft": f"{_HOME}.reward_weighted.raft:RAFT",
     "ddpo": f"{_HOME}.policy_gradient.ddpo:DDPO",
+    "dpok": f"{_HOME}.policy_gradient.dpok:DPOK",
+    "flow_grpo": f"{_HOME}.policy_gradient.flow_grpo:FlowGRPO",
     "diffusion_dpo": f"{_HOME}.preference.diffusion_dpo:DiffusionDPO",
     "diffusion_kto": f"{_HOME}.preference.diffusion_kto:DiffusionKTO",
     "rankdpo": f"{_HOME}.preference.rankdpo:RankDPO",

@@ -11,7 +11,8 @@ regulariser. Log-probabilities are means over dimensions, as in the official cod
 likelihood ratio, and eps = 1e-4 belongs to that.
 
 Deviations from kvablack/ddpo-pytorch: timesteps are not permuted one by one within a sample (an update averages over
-whole trajectories, so the order has no effect); the last step of a flow model has no noise and is left out.
+whole trajectories, so the order has no effect); no mixed precision, whose rounding alone moves a mean log-probability
+by more than the clip; steps without noise (the last one, where the schedule ends at abar = 1) are left out.
 Chapter: techniques/02_denoising_as_a_decision_process.
 """
 
@@ -30,6 +31,7 @@ from surveylib.diffusion.rollout import step_log_prob
 from surveylib.techniques.advantages import PromptTracker
 from surveylib.techniques.contract import Batch, Draw, Items, Preset, Technique, TechniqueError, Training
 from surveylib.techniques.paths import decode_all, sample_paths, score_all
+from surveylib.techniques.policy_gradient.replay import stored_steps
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,7 @@ class DDPO(Technique):
         pictures = decode_all(model, paths.x0, draw.batch)
         rewards = score_all(signal, pictures, draw.prompts, draw.batch)
         advantage = self._advantages(draw, rewards)
-        k = paths.stochastic.nonzero().flatten()
-        t, s = paths.times(k)
-        steps = {"x": paths.x[:, k], "x_next": paths.x[:, k + 1], "t": t, "s": s, "old": paths.log_prob[:, k]}
+        steps, _ = stored_steps(paths)
         return Batch(condition, {"advantage": advantage}, steps, {"reward": rewards.mean().item()}, pictures)
 
     def _advantages(self, draw: Draw, rewards: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ DDPO.PRESETS = {
     "full": Preset(
         DDPOConfig(),
         Training(epochs=100, samples=256, samples_per_prompt=1, updates=2, lr=3e-4, lora_rank=4, micro_batch=8,
-                 sample_batch=8, autocast="float16"),
+                 sample_batch=8),
         model="sd1.5", reward="aesthetic",
         source="arXiv 2305.13301 and kvablack/ddpo-pytorch config/dgx.py (8 GPUs)",
         cost="256 pictures and 12,800 trained steps an epoch",
@@ -143,7 +143,7 @@ DDPO.PRESETS = {
     "single": Preset(
         DDPOConfig(steps=30),
         Training(epochs=100, samples=64, samples_per_prompt=4, updates=2, lr=3e-4, lora_rank=4, micro_batch=4,
-                 sample_batch=8, autocast="bfloat16"),
+                 sample_batch=8),
         model="sd1.5", reward="aesthetic", source="ours: the paper's setting cut to one 24 GB card",
         cost="64 pictures and 1,920 trained steps an epoch",
     ),

@@ -1,0 +1,56 @@
+"""Stored steps and what is computed on them again: shared by the policy gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from surveylib.diffusion.dynamics import Dynamics, Transition, kl_divergence
+from surveylib.diffusion.model import Condition, DiffusionModel
+from surveylib.techniques.contract import TechniqueError
+from surveylib.techniques.paths import Paths
+
+
+def stored_steps(paths: Paths) -> tuple[dict[str, Tensor], Tensor]:
+    """The steps of N paths that have noise, and their indices (K,).
+
+    The fields are x, x_next (N, K, *latent_shape), t, s, old (N, K); x and x_next are views where all but the ends is
+    kept.
+
+    Raises:
+        TechniqueError: no step has noise.
+    """
+    k = paths.stochastic.nonzero().flatten()
+    if not len(k):
+        raise TechniqueError(f"none of the {len(paths.stochastic)} steps has noise, so no step has a probability: "
+                             "choose stochastic dynamics and at least two steps")
+    t, s = paths.times(k)
+    where = k.to(paths.x.device)
+    fields = {"x": paths.x[:, where], "x_next": paths.x[:, where + 1], "t": t, "s": s, "old": paths.log_prob[:, where]}
+    return fields, k
+
+
+@torch.no_grad()
+def reference_transitions(
+    model: DiffusionModel, condition: Condition, dynamics: Dynamics, steps: dict[str, Tensor],
+    guidance: float | None, batch: int,
+) -> tuple[Tensor, Tensor]:
+    """Means (N, K, *latent_shape) and stds (N, K, 1, ...) of the reference at stored steps, `batch` items at a time.
+
+    The reference does not move within an epoch, so its means are computed once and not in every loss. The std is the
+    sampler's and the same for all weights.
+    """
+    x, t, s = steps["x"], steps["t"], steps["s"]
+    n, k = x.shape[:2]
+    rows = torch.arange(n).repeat_interleave(k)
+    x, t, s = x.flatten(0, 1), t.flatten(), s.flatten()
+    with model.reference():
+        found = [dynamics.transition(model.predict(x[i], t[i], condition[rows[i]], guidance), s[i])
+                 for i in torch.arange(n * k).split(batch)]
+    mean, std = torch.cat([f.mean for f in found]), torch.cat([f.std for f in found])
+    return mean.unflatten(0, (n, k)), std.unflatten(0, (n, k))
+
+
+def kl_to_mean(transition: Transition, mean: Tensor, reduction: str) -> Tensor:
+    """KL of a transition from the one with the same std around `mean`, (M,); its gradient is in the first."""
+    return kl_divergence(transition, Transition(mean, transition.std), reduction)
