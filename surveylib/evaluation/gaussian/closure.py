@@ -1,7 +1,7 @@
 """The share of the way from the base model to the exact optimum that a technique goes, in one dimension.
 
 The distance of a model q is KL(p* || q), with q the histogram of its samples; the whole way is KL(p* || p), exact on
-the grid. An exact sample of p* of the same size has a distance too: that of its own histogram, the least one can measure.
+the grid. An exact sample of p* of the same size has a distance too, that of its own histogram: less cannot be measured.
 """
 
 from __future__ import annotations

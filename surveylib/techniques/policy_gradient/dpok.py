@@ -34,7 +34,7 @@ from surveylib.diffusion.model import DiffusionModel
 from surveylib.diffusion.rollout import step_log_prob
 from surveylib.techniques.contract import Batch, Draw, Items, Preset, Technique, TechniqueError, Training
 from surveylib.techniques.paths import decode_all, sample_paths, score_all
-from surveylib.techniques.policy_gradient.replay import kl_to_mean, reference_transitions, stored_steps
+from surveylib.techniques.policy_gradient.replay import kl_ahead, kl_to_mean, reference_transitions, stored_steps
 from surveylib.techniques.policy_gradient.value import ValueNetwork, value_features
 
 
@@ -43,7 +43,7 @@ class DPOKConfig:
     """Settings of DPOK.
 
     steps, eta, guidance: of the rollout; guidance None takes the model's own and is used in training too.
-    reward_weight, kl_weight: w_r and w_kl; beta = w_kl / w_r when kl is "exact" and reduction "sum".
+    reward_weight, kl_weight: w_r and w_kl; beta = w_kl / w_r, in units of the reward, when kl is "exact".
     kl: "exact" KL of the two Gaussians, or "official", the squared difference of their means.
     kl_gradient: "path" (whole) or "local" (official); see the module.
     clip: eps; 1e-4 belongs to reduction "mean". reduction: of log-probabilities and KL.
@@ -82,11 +82,6 @@ def dpok_loss(log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor, clip
     return -weights[0] * advantage * ratio + weights[1] * kl
 
 
-def kl_ahead(kl: Tensor) -> Tensor:
-    """Sum of the KL terms of the later steps, (N, K) -> (N, K); 0 for the last."""
-    return kl.flip(1).cumsum(1).flip(1) - kl
-
-
 class DPOK(Technique):
     """DPOK."""
 
@@ -109,7 +104,7 @@ class DPOK(Technique):
         steps, k = stored_steps(paths)
         steps["reference"], std = reference_transitions(model, condition, DDIM(c.eta), steps, c.guidance, draw.batch)
         policy = Transition(paths.mean[:, k.to(paths.x.device)].flatten(0, 1), std.flatten(0, 1))
-        kl = self._kl(policy, steps["reference"].flatten(0, 1)).unflatten(0, std.shape[:2])
+        kl = self._kl(policy, steps["reference"].flatten(0, 1), "sum").unflatten(0, std.shape[:2])
         target = rewards[:, None].expand_as(kl)
         if c.kl_gradient == "path":
             target = target - c.kl_weight / c.reward_weight * kl_ahead(kl)
@@ -119,11 +114,10 @@ class DPOK(Technique):
         metrics = {"reward": rewards.mean().item(), "path_kl": kl.sum(1).mean().item(), "value_error": error}
         return Batch(condition, {}, steps, metrics, pictures)
 
-    def _kl(self, transition: Transition, reference: Tensor) -> Tensor:
-        c = self.config
-        if c.kl == "official":
-            return reduce((transition.mean - reference).square(), c.reduction)
-        return kl_to_mean(transition, reference, c.reduction)
+    def _kl(self, transition: Transition, reference: Tensor, reduction: Reduction) -> Tensor:
+        if self.config.kl == "official":
+            return reduce((transition.mean - reference).square(), reduction)
+        return kl_to_mean(transition, reference, reduction)
 
     def loss(
         self, model: DiffusionModel, items: Items, signal: Any, means: Mapping[str, Tensor]
@@ -133,7 +127,7 @@ class DPOK(Technique):
         log_prob, transition = step_log_prob(model, items.condition, DDIM(c.eta), x=items["x"], t=items["t"],
                                              s=items["s"], x_next=items["x_next"], guidance=c.guidance,
                                              reduction=c.reduction)
-        kl = self._kl(transition, items["reference"])
+        kl = self._kl(transition, items["reference"], c.reduction)
         loss = dpok_loss(log_prob, items["old"], items["advantage"], kl, c.clip, (c.reward_weight, c.kl_weight))
         change = (log_prob - items["old"]).detach()
         return loss, {"clipped": (change.exp() - 1).abs() > c.clip, "approx_kl": 0.5 * change**2, "kl": kl.detach()}
@@ -158,14 +152,14 @@ DPOK.PRESETS = {
         cost="6 pictures and 294 trained steps an epoch",
     ),
     "single": Preset(
-        DPOKConfig(steps=30, reward_weight=1.0, kl_weight=0.1, value_lr=1e-3, value_steps=20),
+        DPOKConfig(steps=30, reward_weight=1.0, kl_weight=0.01, value_lr=1e-3, value_steps=20),
         Training(epochs=100, samples=64, samples_per_prompt=4, updates=2, lr=3e-4, lora_rank=4, micro_batch=4,
                  sample_batch=8),
         model="sd1.5", reward="imagereward", source="ours: one 24 GB card, KL and its gradient exact",
         cost="64 pictures and 1,856 trained steps an epoch",
     ),
     "toy": Preset(
-        DPOKConfig(steps=10, guidance=3.0, reward_weight=1.0, kl_weight=0.1, value_lr=1e-3, value_steps=20),
+        DPOKConfig(steps=10, guidance=3.0, reward_weight=1.0, kl_weight=0.01, value_lr=1e-3, value_steps=20),
         Training(epochs=20, samples=128, samples_per_prompt=8, updates=2, lr=1e-3, lora_rank=16, micro_batch=320,
                  sample_batch=128),
         model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",

@@ -19,8 +19,9 @@ belong to that); ``log_prob="official"`` with "cps" is -mean((x' - mu)^2), a res
 is no likelihood ratio and needs its own clip; ``reduction="mean"`` (on by default, clip 1e-4 belongs to it) divides
 log-probability and KL by the number of dimensions.
 
-The KL term's gradient is the local one (see `dpok`), as in the paper. The optimum is the tilted distribution only where
-the SDE is memoryless, a = sqrt(2) (arXiv 2409.08861); with a = 0.7 the final sample remembers its initial noise.
+The KL term's gradient is the local one, as in the paper; ``kl_gradient="path"`` makes it whole (see `dpok`). Then, and
+where the SDE is memoryless, a = sqrt(2) (arXiv 2409.08861), the optimum is the tilted distribution; with a = 0.7 the
+final sample remembers its initial noise.
 
 Deviations from yifan123/flow_grpo: the last step has no noise (there it has, and is left out of training); samples with
 zero advantage stay, since the KL term holds for them too; the path before a window is computed for each sample.
@@ -34,6 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from surveylib.diffusion.dynamics import CPS, DDIM, Dynamics, FlowSDE, Reduction, Transition, reduce
@@ -44,7 +46,7 @@ from surveylib.techniques.advantages import group_advantages
 from surveylib.techniques.contract import Batch, Draw, Items, Preset, Technique, TechniqueError, Training
 from surveylib.techniques.paths import decode_all, sample_paths, score_all
 from surveylib.techniques.policy_gradient.ddpo import importance_sampling_loss
-from surveylib.techniques.policy_gradient.replay import kl_to_mean, reference_transitions, stored_steps
+from surveylib.techniques.policy_gradient.replay import kl_ahead, kl_to_mean, reference_transitions, stored_steps
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class FlowGRPOConfig:
     drawn from the first half of the steps. shared_noise: one initial noise for all samples of a prompt.
     clip: eps. clip_advantage: bound of |A|. scale: the std that A is divided by: of all rewards ("global"), of the
     group ("group"), or none (then beta is in units of the reward).
-    beta: weight of the KL term, 0 for none. kl, log_prob, reduction: see the module.
+    beta: weight of the KL term, 0 for none. kl, kl_gradient, log_prob, reduction: see the module.
     """
 
     steps: int = 10
@@ -70,6 +72,7 @@ class FlowGRPOConfig:
     scale: Literal["global", "group", "none"] = "global"
     beta: float = 0.04
     kl: Literal["exact", "official"] = "exact"
+    kl_gradient: Literal["local", "path"] = "local"
     log_prob: Literal["exact", "official"] = "exact"
     reduction: Reduction = "mean"
 
@@ -78,6 +81,9 @@ class FlowGRPOConfig:
             raise TechniqueError(f"dynamics={self.dynamics!r}: choose 'sde' or 'cps'")
         if {self.kl, self.log_prob} - {"exact", "official"}:
             raise TechniqueError(f"kl={self.kl!r}, log_prob={self.log_prob!r}: choose 'exact' or 'official'")
+        if self.kl_gradient not in ("local", "path") or (self.kl_gradient == "path" and self.kl == "official"):
+            raise TechniqueError(f"kl_gradient={self.kl_gradient!r} with kl={self.kl!r}: choose 'local', or 'path' "
+                                 "with kl='exact'")
         if self.log_prob == "official" and self.dynamics != "cps":
             raise TechniqueError("log_prob='official' is a convention of CPS; with dynamics='sde' choose 'exact'")
         if self.noise <= 0 or (self.dynamics == "cps" and self.noise > 1):
@@ -129,19 +135,28 @@ class FlowGRPO(Technique):
             start = normal(draw.groups, model.latent_shape, draw.seed, draw.epoch, "start").to(model.device)
         paths = sample_paths(model, condition, dynamics=self._per_step(draw), steps=c.steps, guidance=c.guidance,
                              generators=draw.generators(), reduction=c.reduction, start=start, batch=draw.batch,
-                             keep_means=c.log_prob == "official")
+                             keep_means=c.log_prob == "official" or c.kl_gradient == "path")
         pictures = decode_all(model, paths.x0, draw.batch)
         rewards = score_all(signal, pictures, draw.prompts, draw.batch)
         steps, k = stored_steps(paths)
+        mean = None if paths.mean is None else paths.mean[:, k.to(paths.x.device)].flatten(0, 1)
         if c.log_prob == "official":
-            mean = paths.mean[:, k.to(paths.x.device)].flatten(0, 1)
             old = official_cps_log_prob(steps["x_next"].flatten(0, 1), mean, c.reduction)
             steps["old"] = old.unflatten(0, steps["t"].shape)
+        advantage = self._advantages(draw, rewards)[:, None].expand(steps["t"].shape)
         if c.beta:
-            steps["reference"], _ = reference_transitions(model, condition, self.dynamics, steps, c.guidance,
-                                                          draw.batch)
-        return Batch(condition, {"advantage": self._advantages(draw, rewards)}, steps,
-                     {"reward": rewards.mean().item()}, pictures)
+            steps["reference"], std = reference_transitions(model, condition, self.dynamics, steps, c.guidance,
+                                                            draw.batch)
+            if c.kl_gradient == "path":
+                kl = kl_to_mean(Transition(mean, std.flatten(0, 1)), steps["reference"].flatten(0, 1), "sum")
+                advantage = advantage - c.beta * self._centred(draw, kl_ahead(kl.unflatten(0, std.shape[:2])))
+        return Batch(condition, {}, steps | {"advantage": advantage}, {"reward": rewards.mean().item()}, pictures)
+
+    def _centred(self, draw: Draw, costs: Tensor) -> Tensor:
+        """Costs (N, K) less their mean over the group."""
+        everyone, groups = draw.gather(costs.cpu()), draw.gather(draw.groups)
+        columns = [group_advantages(column, groups, scale="none") for column in everyone.unbind(1)]
+        return torch.stack(columns, 1)[draw.local].to(costs)
 
     def _per_step(self, draw: Draw) -> list[Dynamics]:
         c = self.config

@@ -51,6 +51,15 @@ def reference_transitions(
     return mean.unflatten(0, (n, k)), std.unflatten(0, (n, k))
 
 
+def kl_ahead(kl: Tensor) -> Tensor:
+    """Sum of the KL terms of the later steps, (N, K) -> (N, K); 0 for the last.
+
+    Taken off the reward it makes the gradient of the path's KL whole. It is weighed against rewards, so it must be the
+    KL itself, a sum over dimensions, also where losses use means: there everything else is divided by the dimensions.
+    """
+    return kl.flip(1).cumsum(1).flip(1) - kl
+
+
 def kl_to_mean(transition: Transition, mean: Tensor, reduction: str) -> Tensor:
     """KL of a transition from the one with the same std around `mean`, (M,); its gradient is in the first."""
     return kl_divergence(transition, Transition(mean, transition.std), reduction)
