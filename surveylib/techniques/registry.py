@@ -25,6 +25,8 @@ _CLASSES: dict[str, str] = {
     "freedom": f"{_HOME}.test_time.gradient_guidance:FreeDoM",
     "mpgd": f"{_HOME}.test_time.gradient_guidance:MPGD",
     "universal_guidance": f"{_HOME}.test_time.gradient_guidance:UniversalGuidance",
+    "dno": f"{_HOME}.test_time.dno:DNO",
+    "ipgo": f"{_HOME}.test_time.ipgo:IPGO",
 }
 # The code path of "single" on tiny models: the same settings, cut to a few steps (a preset "rehearsal" wins).
 _REHEARSED = {"epochs": 2, "samples": 4, "updates": 1, "passes": 1, "micro_batch": 4, "sample_batch": 4,

@@ -20,6 +20,20 @@ from surveylib.techniques.contract import TechniqueError, Training
 NO_TRAINING = Training(epochs=0, samples=1, lora_rank=None)  # a preset's `training` where nothing is trained
 
 
+HALF_SCALE = 8192.0  # of losses whose gradient goes through a float16 network (the DNO authors' first scale)
+
+
+def loss_scale(model: DiffusionModel) -> float:
+    """Factor for a loss before its gradient is taken, to be divided out again: small gradients vanish in float16."""
+    return HALF_SCALE if model.dtype == torch.float16 else 1.0
+
+
+def clip_each(gradient: Tensor, limit: float) -> Tensor:
+    """A gradient (B, ...) with the norm of each sample's part at most `limit`."""
+    norm = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return gradient * (limit / norm).clamp(max=1).reshape(-1, *[1] * (gradient.ndim - 1))
+
+
 def texts(prompts: Sequence[str] | str) -> list[str]:
     """The prompts as a list.
 

@@ -49,12 +49,11 @@ from surveylib.diffusion.schedules import Schedule
 from surveylib.rewards.contract import Reward
 from surveylib.techniques.contract import Preset, Sampler, Samples, TechniqueError
 from surveylib.techniques.paths import decode_all, score_all
-from surveylib.techniques.test_time.base import NO_TRAINING, check_rollout, counted, row_generators, texts
+from surveylib.techniques.test_time.base import NO_TRAINING, check_rollout, counted, loss_scale, row_generators, texts
 
 Rule = Literal["tfg", "constant", "unit", "cfg"]
 Growth = Literal["increase", "decrease", "constant"]
 Streams = Callable[..., list[torch.Generator]]  # key -> one generator a sample
-HALF_SCALE = 8192.0  # of losses whose gradient goes through a float16 network
 
 
 @dataclass(frozen=True)
@@ -276,10 +275,10 @@ class _GuidedStep:
         if c.sigma > 0:
             draws = [randn_tensor(x0.shape, smoothing, x0.device, x0.dtype) for _ in range(c.draws)]
             noises = c.sigma * prediction.s.detach() * torch.stack(draws)
-        loss_scale = HALF_SCALE if self.model.dtype == torch.float16 else 1.0
+        scale = loss_scale(self.model)
         with torch.enable_grad():
             value = smoothed(self._f, x0, noises)
-            gradient = torch.autograd.grad(loss_scale * value.sum(), variable)[0] / loss_scale
+            gradient = torch.autograd.grad(scale * value.sum(), variable)[0] / scale
         return gradient, value.detach()
 
     def _f(self, x0: Tensor) -> Tensor:
