@@ -1,7 +1,8 @@
 """From rewards to advantages: group normalisation and per-prompt trackers, the one place of both.
 
 Trap: dividing by a group's own standard deviation blows up groups whose rewards hardly differ; a group of equal rewards
-must give zero, not noise.
+must give zero, not noise. Statistics are in float64, in which the mean of equal float32 numbers is that number: in
+float32 the rounding of the mean alone, divided by a tiny std, makes advantages of 0.03.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ def group_advantages(
     if (counts < 2).any():
         raise ValueError(f"{int((counts < 2).sum())} of {len(counts)} groups have one sample: its advantage is always "
                          "zero. Set samples_per_prompt to at least 2")
+    dtype, rewards = rewards.dtype, rewards.double()
     counts = counts.to(rewards)
     sums = torch.zeros_like(counts).index_add_(0, index, rewards)
     centred = rewards - (sums / counts)[index]
     if scale == "none":
-        return centred
+        return centred.to(dtype)
     if scale == "global":
-        return centred / (rewards.std(correction=0) + eps)
+        return (centred / (rewards.std(correction=0) + eps)).to(dtype)
     squares = torch.zeros_like(counts).index_add_(0, index, centred**2)
-    return centred / ((squares / counts).sqrt()[index] + eps)
+    return (centred / ((squares / counts).sqrt()[index] + eps)).to(dtype)
 
 
 class PromptTracker:
@@ -58,6 +60,7 @@ class PromptTracker:
         """Takes the rewards (N,) of one epoch (all processes) in, and returns (r - mean) / (std + eps)."""
         for prompt, reward in zip(prompts, rewards.tolist()):
             self.seen.setdefault(prompt, deque(maxlen=self.size)).append(reward)
+        dtype, rewards = rewards.dtype, rewards.double()
         mean, std = rewards.mean(), rewards.std(correction=0)
         means, stds = mean.repeat(len(rewards)), std.repeat(len(rewards))
         for i, prompt in enumerate(prompts):
@@ -65,7 +68,7 @@ class PromptTracker:
             if len(kept) >= self.least:
                 values = torch.tensor(list(kept), dtype=rewards.dtype)
                 means[i], stds[i] = values.mean(), values.std(correction=0)
-        return (rewards - means) / (stds + eps)
+        return ((rewards - means) / (stds + eps)).to(dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
