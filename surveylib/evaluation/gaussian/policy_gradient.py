@@ -8,7 +8,9 @@ the distance: the row "base" of each sampler says how far the unaligned model's 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch import Tensor
 from surveylib.alignment.engine import align
 from surveylib.diffusion.dynamics import DDIM, Dynamics
 from surveylib.diffusion.rollout import sample
-from surveylib.diffusion.schedules import FlowSchedule, Schedule, VPSchedule
+from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
 from surveylib.evaluation.gaussian.closure import Problem
 from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Technique, Training
@@ -49,13 +51,19 @@ def draw_samples(model: GaussianModel, dynamics: Dynamics, steps: int, seed: int
     return sample(model, [ANY] * n, dynamics=dynamics, steps=steps, generator=generator)
 
 
+@cache
+def policy(family: str, seed: int = 0) -> GaussianModel:
+    """The unaligned policy; copy it before it is changed."""
+    schedule = VPSchedule.cosine() if family == "vp" else FlowSchedule(spacing="uniform")
+    return learned_model(PROBLEM.base, schedule, steps=1500, seed=seed)
+
+
 def run(
-    technique: Technique, dynamics: Dynamics, schedule: Schedule, *, seed: int = 0, training: Training = TRAINING,
-    settle: int = 15, problem: Problem = PROBLEM,
+    technique: Technique, dynamics: Dynamics, family: str, *, seed: int = 0, training: Training = TRAINING,
+    settle: int = 15,
 ) -> Outcome:
-    """Trains a policy on the mixture, aligns it, then `settle` epochs more at a fifth of the learning rate."""
-    model = learned_model(problem.base, schedule, steps=1500, seed=seed)
-    reward, calls = PointReward(problem.reward), 0
+    """Aligns a policy trained on the mixture, then `settle` epochs more at a fifth of the learning rate."""
+    model, reward, calls = deepcopy(policy(family, seed)), PointReward(PROBLEM.reward), 0
     for phase in (training, replace(training, epochs=settle, lr=training.lr / 5)):
         progress = list(align(model, technique, reward, [ANY], phase, seed=seed))
         calls += progress[-1].ledger.network_calls if progress else 0
@@ -66,14 +74,14 @@ def ddpo(seed: int = 0) -> Outcome:
     """DDPO-SF, which has no KL term."""
     config = DDPOConfig(estimator="sf", steps=24, guidance=1.0, reduction="sum", tracker_size=256)
     training = replace(TRAINING, lr=1e-3)
-    return run(DDPO(config), DDIM(1.0), VPSchedule.cosine(), seed=seed, training=training, settle=0)
+    return run(DDPO(config), DDIM(1.0), "vp", seed=seed, training=training, settle=0)
 
 
 def dpok(seed: int = 0, kl_gradient: str = "path") -> Outcome:
     """DPOK with the exact KL; the whole gradient of the path's KL, or the local part."""
     config = DPOKConfig(steps=24, reward_weight=1.0, kl_weight=PROBLEM.beta, kl_gradient=kl_gradient, clip=0.2,
                         reduction="sum", value_lr=2e-3, value_steps=20, value_batch=1024)
-    return run(DPOK(config), DDIM(1.0), VPSchedule.cosine(), seed=seed)
+    return run(DPOK(config), DDIM(1.0), "vp", seed=seed)
 
 
 def flow_grpo(
@@ -83,7 +91,7 @@ def flow_grpo(
     config = FlowGRPOConfig(steps=16, noise=noise, scale="none", beta=beta, kl_gradient=kl_gradient, clip=0.2,
                             clip_advantage=100.0, reduction="sum")
     technique = FlowGRPO(config)
-    return run(technique, technique.dynamics, FlowSchedule(spacing="uniform"), seed=seed)
+    return run(technique, technique.dynamics, "flow", seed=seed)
 
 
 def cases(seed: int = 0) -> Iterator[tuple[str, Outcome, str]]:
@@ -91,7 +99,8 @@ def cases(seed: int = 0) -> Iterator[tuple[str, Outcome, str]]:
     yield "dpok", dpok(seed), "whole gradient of the path's KL: the optimum is the tilt"
     yield "dpok", dpok(seed, "local"), "local gradient (official code): stops short of the tilt"
     yield "flow_grpo", flow_grpo(seed, kl_gradient="path"), "memoryless SDE (a = 1.41), whole gradient: the tilt"
-    yield "flow_grpo", flow_grpo(seed, noise=0.7, kl_gradient="path"), "a = 0.7, whole gradient: remembers its noise"
+    yield "flow_grpo", flow_grpo(seed, noise=0.7, kl_gradient="path"), "a = 0.7, whole gradient"
+    yield "flow_grpo", flow_grpo(seed, noise=0.2, kl_gradient="path"), "a = 0.2, whole gradient: far from memoryless"
     yield "flow_grpo", flow_grpo(seed), "memoryless SDE, local gradient (official code): stops short of the tilt"
     yield "flow_grpo", flow_grpo(seed, noise=0.7), "a = 0.7, local gradient: the paper's setting"
     yield "flow_grpo", flow_grpo(seed, beta=0.0), "no KL term: goes past the tilt to the mode"

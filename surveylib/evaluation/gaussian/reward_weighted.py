@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from surveylib.diffusion.dynamics import DDIM
-from surveylib.diffusion.schedules import FlowSchedule
 from surveylib.evaluation.gaussian.policy_gradient import PROBLEM, Outcome, run
 from surveylib.techniques.contract import Training
 from surveylib.techniques.reward_weighted.raft import RAFT, RAFTConfig
@@ -25,14 +24,14 @@ def rwr(seed: int = 0, rounds: int = 1, source: str = "policy") -> Outcome:
     """RWR with exact weights, `rounds` times trained to the end."""
     config = RWRConfig(beta=PROBLEM.beta, standardise="none", source=source, steps=STEPS, eta=0.0, guidance=1.0)
     training = replace(ONE_ROUND, epochs=rounds, passes=40 if rounds == 1 else 20)
-    return run(RWR(config), DDIM(0.0), FlowSchedule(spacing="uniform"), seed=seed, training=training, settle=0)
+    return run(RWR(config), DDIM(0.0), "flow", seed=seed, training=training, settle=0)
 
 
 def raft(seed: int = 0, rounds: int = 4) -> Outcome:
     """RAFT, the best of 8."""
     config = RAFTConfig(steps=STEPS, guidance=1.0)
     training = replace(ONE_ROUND, epochs=rounds, samples_per_prompt=8, passes=10)
-    return run(RAFT(config), DDIM(0.0), FlowSchedule(spacing="uniform"), seed=seed, training=training, settle=0)
+    return run(RAFT(config), DDIM(0.0), "flow", seed=seed, training=training, settle=0)
 
 
 def cases(seed: int = 0) -> Iterator[tuple[str, Outcome, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -88,8 +89,8 @@ class ValueNetwork:
         """Weights, optimiser and units; empty before the first fit."""
         if self.network is None:
             return {}
-        return {"inputs": self.network[0].in_features, "network": dict(self.network.state_dict()),
-                "optimiser": self.optimiser.state_dict(), "centre": self.centre, "scale": self.scale,
+        return {"inputs": self.network[0].in_features, "network": deepcopy(dict(self.network.state_dict())),
+                "optimiser": deepcopy(self.optimiser.state_dict()), "centre": self.centre, "scale": self.scale,
                 "fits": self.fits}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

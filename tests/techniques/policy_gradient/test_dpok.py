@@ -1,0 +1,102 @@
+"""What only DPOK has: the clamp, the value network, the whole gradient of the path's KL."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from policies import RIGHT, draw, gradient, point_policy
+
+from surveylib.alignment.engine import align
+from surveylib.techniques.contract import Draw, TechniqueError, Training
+from surveylib.techniques.policy_gradient.dpok import DPOK, DPOKConfig, dpok_loss
+from surveylib.techniques.policy_gradient.replay import kl_ahead
+from surveylib.techniques.policy_gradient.value import ValueNetwork
+
+CONFIG = DPOKConfig(steps=5, guidance=1.0, reward_weight=1.0, kl_weight=0.5, reduction="sum", clip=0.2, value_lr=1e-2)
+
+
+def test_ratio_is_only_clamped_so_outside_the_band_the_reward_has_no_gradient():
+    log_prob = torch.tensor([1.5, 0.5, 1.5, 0.5, 1.05]).log().requires_grad_()
+    advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])
+    losses = dpok_loss(log_prob, torch.zeros(5), advantage, torch.zeros(5), 0.1, (2.0, 1.0))
+    assert torch.allclose(losses, torch.tensor([-2.2, -1.8, 2.2, 1.8, -2.1]))
+    losses.sum().backward()
+    assert (log_prob.grad != 0).tolist() == [False, False, False, False, True]
+
+
+def test_kl_is_weighed_beside_the_reward():
+    kl = torch.tensor([0.4])
+    assert dpok_loss(torch.zeros(1), torch.zeros(1), torch.ones(1), kl, 0.1, (2.0, 5.0)).item() == pytest.approx(0.0)
+
+
+def test_kl_ahead_leaves_out_the_step_itself():
+    assert torch.equal(kl_ahead(torch.tensor([[1.0, 2.0, 4.0]])), torch.tensor([[6.0, 4.0, 0.0]]))
+
+
+def test_whole_gradient_is_that_of_the_objective_and_the_local_one_is_not():
+    """E[r - beta sum KL] on common random numbers: its slope along one weight against both estimates of it."""
+    model, n = point_policy(moved=0.02), 20_000
+    many = Draw.of(["any"], per_prompt=n, seed=3, batch=n)
+    bias = model.trainable_parameters()[-1]  # of the last layer: moves every prediction
+
+    def slope(kl_gradient: str) -> float:
+        technique = DPOK(replace(CONFIG, kl_gradient=kl_gradient, value_steps=40, value_batch=1000))
+        batch = technique.collect(model, many, RIGHT)
+        found = gradient(model, technique.loss(model, batch.all_items(), RIGHT, {})[0])
+        return -found[-1].item() * batch.n_steps
+
+    def objective(shift: float) -> float:
+        with torch.no_grad():
+            bias.add_(shift)
+            metrics = DPOK(CONFIG).collect(model, many, RIGHT).metrics
+            bias.sub_(shift)
+        return metrics["reward"] - CONFIG.kl_weight * metrics["path_kl"]
+
+    true = (objective(0.02) - objective(-0.02)) / 0.04
+    assert slope("path") == pytest.approx(true, rel=0.1)
+    assert abs(slope("local") - true) > 0.5 * abs(true)
+
+
+def test_value_network_learns_what_follows_and_resumes_where_it_stood():
+    features = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(0))
+    targets = 20 + 3 * features[..., 0]
+    value = ValueNetwork(lr=1e-2, steps=300, batch=60)
+    assert value.state_dict() == {} and value.fit(features, targets, 0) < 0.1
+    assert (value.predict(features) - targets).abs().mean() < 0.5
+    again = ValueNetwork(lr=1e-2, steps=300, batch=60)
+    again.load_state_dict(value.state_dict())
+    assert torch.equal(again.predict(features), value.predict(features))
+    assert value.fit(features, targets + 1, 0) == again.fit(features, targets + 1, 0)
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_value_network(tmp_path):
+    training = Training(epochs=3, samples=8, samples_per_prompt=4, lora_rank=None, lr=1e-3)
+    whole, model = DPOK(CONFIG), point_policy()
+    straight = [p.metrics for p in align(model, whole, RIGHT, ["left", "any"], training)]
+    weights = [p.detach().clone() for p in model.trainable_parameters()]
+    first = align(point_policy(), DPOK(CONFIG), RIGHT, ["left", "any"], training, out=tmp_path)
+    next(first)
+    first.close()
+    model, resumed = point_policy(), DPOK(CONFIG)
+    rest = [p.metrics for p in align(model, resumed, RIGHT, ["left", "any"], training, out=tmp_path)]
+    assert rest == straight[1:]
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.trainable_parameters()))
+    states = whole.value.state_dict()["network"], resumed.value.state_dict()["network"]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_advantage_is_what_followed_less_the_value():
+    model, technique = point_policy(), DPOK(CONFIG)
+    batch = technique.collect(model, draw(60, 60), RIGHT)
+    rewards = batch.pictures[:, :1]  # at the reference: no KL ahead
+    values = rewards - batch.steps["advantage"]
+    assert values.std() > 1e-4 and batch.steps["advantage"].var() < rewards.expand_as(values).var()
+    late = batch.steps["x_next"][:, -1, 0]
+    assert torch.corrcoef(torch.stack([late, values[:, -1]]))[0, 1] > 0.5
+
+
+def test_choices_are_checked():
+    with pytest.raises(TechniqueError, match="kl='exakt'"):
+        DPOKConfig(kl="exakt")
+    with pytest.raises(TechniqueError, match="steps=1"):
+        DPOKConfig(steps=1)
