@@ -203,19 +203,19 @@ class TFG(Sampler):
         c = self.config
         times = model.schedule.grid(c.steps)
         factors = strengths(model.schedule, c.steps, c.growth) if c.rule == "tfg" else torch.ones(c.steps)
-        stream = noise("rollout")
+        stream, draws = noise("rollout"), partial(noise, "smoothing") if c.sigma > 0 else lambda *key: []
         x, trace = model.initial_noise(len(condition), stream), []
         for i, (t, s) in enumerate(pairwise(times)):
             active = (c.rho > 0 or c.mu > 0) and _inside(i, c.steps, c.window)
             step = _GuidedStep(model, condition, reward, c, float(factors[i]) if active else 0.0)
-            x_next, entry = step(x, t, s, stream, noise("smoothing", i, 0))
+            x_next, entry = step(x, t, s, stream, draws(i, 0))
             moved = entry["size"] > 0
             for turn in range(1, c.recurrences if _inside(i, c.steps, c.recur_window) else 1):
                 if not moved.any():  # no gradient, nothing to repeat: the base sampler's picture stays the same
                     break
                 again = noise("recurrence", i, turn)
                 up = renoise(model.schedule, x_next, s, t, randn_tensor(x.shape, again, x.device, x.dtype))
-                repeated, new = step(up, t, s, again, noise("smoothing", i, turn))
+                repeated, new = step(up, t, s, again, draws(i, turn))
                 rows = moved.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
                 x_next = torch.where(rows, repeated, x_next)
                 entry = {name: torch.where(moved, new[name], entry[name]) for name in entry}
