@@ -148,9 +148,9 @@ DDPO.PRESETS = {
         cost="64 pictures and 1,920 trained steps an epoch",
     ),
     "toy": Preset(
-        DDPOConfig(steps=10, guidance=3.0, tracker_size=32, tracker_least=8),
-        Training(epochs=25, samples=128, samples_per_prompt=8, updates=2, lr=1e-3, lora_rank=16, micro_batch=320,
-                 sample_batch=128),
+        DDPOConfig(steps=8, guidance=3.0, tracker_size=32, tracker_least=8),
+        Training(epochs=25, samples=32, samples_per_prompt=8, updates=2, lr=1e-3, lora_rank=16, micro_batch=64,
+                 sample_batch=32),
         model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
     ),
 }
