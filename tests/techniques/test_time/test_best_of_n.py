@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from toys import PIPELINES, PROMPTS, blind, brightness, constant, pipeline, points
+from toys import PIPELINES, PROMPTS, blind, brightness, close, constant, pipeline, points
 
 from surveylib.diffusion.dynamics import DDIM
 from surveylib.rewards.contract import FunctionReward, RewardError
@@ -50,10 +50,10 @@ def test_a_constant_reward_or_no_strength_gives_the_base(select):
     model = pipeline("tiny-sd")
     base = base_latents(model, PROMPTS, dynamics=DDIM(0.0), steps=3)
     result = BestOfN(BestOfNConfig(n=4, steps=3, select=select)).sample(model, PROMPTS, constant())
-    assert torch.allclose(result.latents, base, atol=1e-5)  # another batch: equal up to the order of sums
+    assert close(result.latents, base)  # another batch: equal up to the order of sums
     if select == "soft":
         result = BestOfN(BestOfNConfig(n=4, steps=3, select=select, strength=0)).sample(model, PROMPTS, brightness())
-        assert torch.allclose(result.latents, base, atol=1e-5)
+        assert close(result.latents, base)
 
 
 def test_the_curve_never_falls_and_larger_runs_contain_smaller_ones():
@@ -61,20 +61,20 @@ def test_the_curve_never_falls_and_larger_runs_contain_smaller_ones():
     runs = {n: BestOfN(BestOfNConfig(n=n, steps=3)).sample(model, PROMPTS, brightness()) for n in (1, 2, 5, 8)}
     largest = runs[8].trace[0]["best_so_far"]
     for n, run in runs.items():
-        assert torch.allclose(run.rewards, largest[:, n - 1], atol=1e-5)
+        assert close(run.rewards, largest[:, n - 1])
     assert (largest.diff(dim=1) >= 0).all() and (largest[:, -1] > largest[:, 0]).any()
 
 
 def test_how_batches_are_cut_does_not_matter():
     model = pipeline("tiny-sd")
     whole, cut = (BestOfN(BestOfNConfig(n=3, steps=3, batch=b)).sample(model, PROMPTS, brightness()) for b in (64, 4))
-    assert torch.allclose(whole.trace[0]["rewards"], cut.trace[0]["rewards"], atol=1e-5)
+    assert close(whole.trace[0]["rewards"], cut.trace[0]["rewards"])
 
 
 def test_a_prompt_keeps_its_noise_whatever_stands_behind_it():
     model = pipeline("tiny-sd")
     one, two = (BestOfN(BestOfNConfig(n=3, steps=3)).sample(model, PROMPTS[:k], brightness()) for k in (1, 2))
-    assert torch.allclose(one.latents[0], two.latents[0], atol=1e-5)
+    assert close(one.latents[0], two.latents[0])
 
 
 def test_ties_go_to_the_first():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from toys import PIPELINES, PROMPTS, blind, brightness, constant, pipeline, points
+from toys import PIPELINES, PROMPTS, blind, brightness, close, constant, pipeline, points
 
 from surveylib.diffusion.dynamics import DDIM
 from surveylib.diffusion.rollout import rollout
@@ -59,11 +59,11 @@ def test_a_constant_reward_or_no_strength_gives_the_base(potential, select):
     base = base_latents(model, PROMPTS, dynamics=DDIM(1.0), steps=5)
     steer = small(potential=potential, select=select)
     result = steer.sample(model, PROMPTS, constant())
-    assert torch.allclose(result.latents, base, atol=1e-5)
+    assert close(result.latents, base)
     assert not any(entry["resampled"].any() for entry in result.trace[:-1])
     if select == "sample":
         free = small(potential=potential, select=select, strength=0.0).sample(model, PROMPTS, brightness())
-        assert torch.allclose(free.latents, base, atol=1e-5)
+        assert close(free.latents, base)
 
 
 @pytest.mark.parametrize("potential", ["diff", "max", "add"])
@@ -118,7 +118,7 @@ def test_particles_of_different_prompts_do_not_mix():
     config = FKConfig(particles=4, potential="diff", strength=4.0, steps=6, ess=1.0)
     both = FKSteering(config).sample(model, ["left", "right"], reward, seed=1)
     alone = FKSteering(config).sample(model, ["left"], reward, seed=1)
-    assert torch.allclose(both.latents[0], alone.latents[0], atol=1e-5)
+    assert close(both.latents[0], alone.latents[0])
     assert both.latents[0] < 0 < both.latents[1]
 
 
@@ -147,7 +147,7 @@ def test_stages():
 def test_how_batches_are_cut_does_not_matter():
     model = pipeline("tiny-sd")
     whole, cut = (small(batch=b).sample(model, PROMPTS, brightness()) for b in (64, 3))
-    assert torch.allclose(whole.latents, cut.latents, atol=1e-4)
+    assert close(whole.latents, cut.latents)
     assert all(torch.equal(a["ancestors"], b["ancestors"]) for a, b in zip(whole.trace[:-1], cut.trace[:-1]))
 
 

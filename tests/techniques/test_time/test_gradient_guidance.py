@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from toys import PIPELINES, PROMPTS, blind, brightness, constant, pipeline, points
+from toys import PIPELINES, PROMPTS, blind, brightness, close, constant, pipeline, points
 
 from surveylib.diffusion.dynamics import DDIM
 from surveylib.rewards.contract import FunctionReward
@@ -84,7 +84,7 @@ def test_samples_do_not_depend_on_their_neighbours():
     base = base_latents(model, PROMPTS, dynamics=DDIM(1.0), steps=STEPS, guidance=2.0)
     assert torch.equal(both.latents[1], base[1]) and not torch.equal(both.latents[0], base[0])
     cut = FreeDoM(dataclasses.replace(config, batch=1)).sample(model, PROMPTS, flat_for_second)
-    assert torch.allclose(cut.latents, both.latents, atol=1e-4)
+    assert close(cut.latents, both.latents)
 
 
 # Separate implementations, as the papers write them: plain loops in epsilon form over VP coefficients.

@@ -38,5 +38,7 @@ def points(model=None):
     return (model or ExactModel(two_peaks())), PointReward(lambda x: x[:, 0], "right")
 
 
-def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a, b)
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to the order of sums: how many samples share a batch changes the last digits, and guidance of 7.5 over
+    random weights makes more of them."""
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3)
