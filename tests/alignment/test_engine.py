@@ -1,0 +1,228 @@
+"""The engine: cuts do not matter, costs are counted, bad runs are stopped with nothing lost."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from alignment.small import PROMPTS, TRAINING, brightness, small_run, weights_after
+
+from surveylib.alignment.engine import AlignmentError, align
+from surveylib.alignment.processes import Processes
+from surveylib.diffusion.zoo import load_model
+from surveylib.rewards.contract import FunctionReward
+from surveylib.runs.ledger import Ledger
+from surveylib.techniques.contract import Draw, TechniqueError, Training
+from surveylib.techniques.policy_gradient.ddpo import DDPO, DDPOConfig
+
+
+CONFIG = DDPOConfig(steps=2, guidance=1.0)
+
+
+def largest(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def test_weights_move_and_repeat():
+    model, steps = small_run()
+    before = None
+    first = weights_after(steps, model)
+    model, steps = small_run()
+    again = weights_after(steps, model)
+    assert largest(first, again) == 0.0
+    model, steps = small_run(epochs=1, lr=0.0)
+    before = weights_after(steps, model)
+    assert largest(first, before) > 1e-3
+
+
+@pytest.mark.truth
+def test_micro_batches_do_not_change_the_update():
+    results = []
+    for micro, rollout in ((100, 8), (5, 8), (1, 3)):
+        model, steps = small_run(micro_batch=micro, sample_batch=rollout, epochs=2)
+        results.append(weights_after(steps, model))
+    assert largest(results[0], results[1]) < 1e-4
+    assert largest(results[0], results[2]) < 1e-4
+
+
+def test_more_updates_are_more_optimiser_steps():
+    _, steps = small_run(updates=4, passes=2, epochs=2)
+    assert [progress.updates for progress in steps] == [8, 16]
+
+
+def test_costs_are_counted_exactly():
+    _, steps = small_run(epochs=1)
+    ledger = list(steps)[-1].ledger
+    samples, rolled, trained = 8, 3, 3  # tiny-sd's last DDIM step has noise too
+    assert ledger.network_calls == samples * rolled + samples * trained
+    assert ledger.backward_passes == samples * trained
+    assert ledger.decodes == ledger.reward_calls == samples
+    assert ledger.equivalents == ledger.network_calls + 2 * ledger.backward_passes
+    assert ledger.overhead > 1
+
+
+def test_guidance_counts_twice_and_counters_come_off():
+    model, ledger = load_model("tiny-sd"), Ledger()
+    x, condition = model.initial_noise(2), model.encode(["a", "b"])
+    with ledger.watch(model), torch.no_grad():
+        model.predict(x, 500, condition, guidance=2.0)
+        model.decode(x)
+    model.predict(x, 500, condition, guidance=2.0)
+    assert (ledger.network_calls, ledger.decodes, ledger.backward_passes) == (4, 2, 0)
+    assert "decode" not in vars(model)
+
+
+def test_prompts_come_in_passes_and_groups_stay_whole():
+    seen = []
+    _, steps = small_run(epochs=3, samples=6, lr=0.0, ema=0.0)
+    for progress in steps:
+        assert [progress.prompts[i] == progress.prompts[i + 1] for i in (0, 2, 4)] == [True] * 3
+        seen += progress.prompts[::2]
+    assert [sorted(seen[i : i + 3]) for i in (0, 3, 6)] == [sorted(PROMPTS)] * 3
+
+
+def test_two_ranks_draw_the_two_halves():
+    whole = Draw.of(PROMPTS * 2, seed=5)
+    noise = [torch.randn(3, generator=g) for g in whole.generators()]
+    half = dataclasses.replace(whole, indices=whole.indices[3:], prompts=whole.prompts[3:], groups=whole.groups[3:])
+    assert torch.equal(torch.stack(noise[3:]), torch.stack([torch.randn(3, generator=g) for g in half.generators()]))
+
+
+def test_recorded_rows_come_in_shuffled_passes():
+    draws = [Draw(1, epoch, [], torch.zeros(4).long(), torch.arange(4), 4) for epoch in range(3)]
+    rows = torch.cat([draw.rows(6) for draw in draws])
+    assert sorted(rows[:6].tolist()) == sorted(rows[6:].tolist()) == list(range(6))
+    assert rows[:6].tolist() != rows[6:].tolist()
+    with pytest.raises(TechniqueError, match="empty"):
+        draws[0].rows(0)
+
+
+# -- bad input
+@pytest.mark.parametrize("changed, words", [
+    ({"samples": 7}, "do not divide into groups of 2"),
+    ({"updates": 9}, "cannot be cut"),
+    ({"micro_batch": 0}, "at least 1"),
+    ({"autocast": "int8"}, "choose None"),
+    ({"lr": -1.0}, "must not be negative"),
+])
+def test_settings_that_do_not_fit(changed, words):
+    with pytest.raises(TechniqueError, match=words):
+        dataclasses.replace(TRAINING, **changed)
+
+
+def run_with(reward, **changed):
+    model = load_model("tiny-sd")
+    training = dataclasses.replace(TRAINING, epochs=1, **changed)
+    return list(align(model, DDPO(DDPOConfig(steps=2, guidance=1.0)), reward, PROMPTS, training))
+
+
+def test_constant_rewards_leave_the_weights():
+    model = load_model("tiny-sd")
+    constant = FunctionReward(lambda pictures, prompts: torch.ones(len(pictures)), "constant")
+    training = dataclasses.replace(TRAINING, epochs=1, weight_decay=0.0)
+    steps = align(model, DDPO(DDPOConfig(steps=2, guidance=1.0)), constant, PROMPTS, training)
+    progress = list(steps)[-1]
+    assert progress.metrics["grad_norm"] == 0.0
+
+
+def test_a_reward_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        run_with(FunctionReward(lambda pictures, prompts: torch.full((len(pictures),), float("nan")), "broken"))
+
+
+def test_preference_data_for_a_reward_method():
+    with pytest.raises(TechniqueError, match="learns from a reward; got str"):
+        run_with("pickscore")
+
+
+def test_no_prompts():
+    with pytest.raises(TechniqueError, match="got none"):
+        list(align(load_model("tiny-sd"), DDPO(), brightness(), [], TRAINING))
+
+
+class Diverging(DDPO):
+    def loss(self, model, items, signal, means):
+        losses, metrics = super().loss(model, items, signal, means)
+        return losses * float("inf"), metrics
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    with pytest.raises(AlignmentError, match="loss of epoch 1 is not finite"):
+        list(align(load_model("tiny-sd"), Diverging(CONFIG), brightness(), PROMPTS, TRAINING))
+
+
+class Hungry(DDPO):
+    def loss(self, model, items, signal, means):
+        raise torch.OutOfMemoryError("no room")
+
+
+def test_out_of_memory_names_the_knob():
+    with pytest.raises(AlignmentError, match="micro_batch=6: lower micro_batch"):
+        list(align(load_model("tiny-sd"), Hungry(CONFIG), brightness(), PROMPTS, TRAINING))
+
+
+def test_samples_that_do_not_divide_over_processes():
+    processes = Processes(cpu=True)
+    processes.count = 3
+    with pytest.raises(ValueError, match="8 samples do not divide over 3 processes"):
+        next(align(load_model("tiny-sd"), DDPO(), brightness(), PROMPTS, TRAINING, processes=processes))
+
+
+@pytest.mark.parametrize("variable, name", [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")])
+def test_sharded_training_is_refused(monkeypatch, variable, name):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(RuntimeError, match=f"{name} is not supported"):
+        Processes()
+
+
+def test_full_weights_keep_a_reference():
+    model, steps = small_run(lora_rank=None, epochs=1)
+    after = weights_after(steps, model)
+    assert largest(after, model.snapshots["reference"]) > 0
+    with model.reference():
+        inside = {name: p.detach() for name, p in model.named_trainable_parameters().items()}
+        assert largest(inside, model.snapshots["reference"]) == 0
+
+
+# -- the folder
+def test_a_folder_in_use(tmp_path):
+    _, first = small_run(tmp_path)
+    next(first)
+    _, second = small_run(tmp_path)
+    with pytest.raises(ValueError, match="in use"):
+        next(second)
+    first.close()
+    next(small_run(tmp_path)[1])
+
+
+def test_a_folder_of_another_run(tmp_path):
+    next(small_run(tmp_path)[1])
+    with pytest.raises(ValueError, match=r"its training is .*lr=0.01.*, this run's is .*lr=0.5"):
+        next(small_run(tmp_path, lr=0.5)[1])
+
+
+@pytest.mark.parametrize("file", ["checkpoint/state.json", "checkpoint/tensors.safetensors", "identity.json"])
+def test_a_damaged_folder(tmp_path, file):
+    next(small_run(tmp_path)[1])
+    (tmp_path / file).write_text("{")
+    with pytest.raises(ValueError, match=r"damaged"):
+        next(small_run(tmp_path)[1])
+
+
+def test_a_folder_of_another_version(tmp_path):
+    next(small_run(tmp_path)[1])
+    identity = json.loads((tmp_path / "identity.json").read_text())
+    (tmp_path / "identity.json").write_text(json.dumps({**identity, "format": 99}))
+    with pytest.raises(ValueError, match="its format is 99"):
+        next(small_run(tmp_path)[1])
+
+
+def test_nothing_is_pickled(tmp_path):
+    list(small_run(tmp_path)[1])
+    kinds = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".lock", ""}
+
+
+def test_training_repr_is_complete():
+    assert "lora_targets" in repr(Training())

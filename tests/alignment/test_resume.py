@@ -1,0 +1,65 @@
+"""Killed at any moment and started again, a run ends with the same weights, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+TESTS = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(out, result) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "alignment.small", str(out), str(result)], cwd=TESTS,
+                            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(out, result) -> dict[str, torch.Tensor]:
+    process = start(out, result)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-2000:]
+    return load_file(result)
+
+
+def kill_when(process: subprocess.Popen, ready) -> None:
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, f"ended before it could be killed: {process.stderr.read()[-2000:]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_at_three_points_a_run_ends_with_the_same_weights(tmp_path):
+    straight = finish(tmp_path / "straight", tmp_path / "straight.safetensors")
+    out = tmp_path / "killed"
+    first = start(out, tmp_path / "x")  # before any checkpoint
+    kill_when(first, lambda: (out / "identity.json").exists())
+    second = start(out, tmp_path / "x")  # while a checkpoint is being written, or right after
+    kill_when(second, lambda: (out / "checkpoint.new").exists() or (out / "checkpoint").exists())
+    third = start(out, tmp_path / "x")  # in the middle of a later epoch
+    kill_when(third, lambda: third.stdout.readline().startswith("epoch"))
+    resumed = finish(out, tmp_path / "resumed.safetensors")
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.truth
+def test_two_processes_make_the_update_of_one(tmp_path):
+    one = finish("none", tmp_path / "one.safetensors")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613", "-m",
+               "alignment.small", "none", str(tmp_path / "two.safetensors")]
+    found = subprocess.run(command, cwd=TESTS, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert "epoch 3 2" in found.stdout, "the run was not spread over two processes"
+    two = load_file(tmp_path / "two.safetensors")
+    difference = max((one[name] - two[name]).abs().max().item() for name in one)
+    assert difference < 1e-4, difference  # Adam divides by the gradient's size: rounding counts where it is near zero

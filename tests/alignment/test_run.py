@@ -1,0 +1,128 @@
+"""Run folders and the command line: what is written, what diffusers loads, what is refused."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from typer.testing import CliRunner
+
+from surveylib.alignment.logs import read_rows
+from surveylib.alignment.run import Recipe, read_recipe, resume, run
+from surveylib.alignment.settings import setting
+from surveylib.alignment.show import parse_settings
+from surveylib.cli import app
+from surveylib.diffusion.lora import load_lora
+from surveylib.diffusion.rollout import sample
+from surveylib.diffusion.tiny import tiny_pipeline
+from surveylib.diffusion.zoo import load_model
+from surveylib.techniques.contract import TechniqueError
+
+RECIPE = Recipe("ddpo", scale="rehearsal", training={"epochs": 2, "lr": 0.05, "lora_alpha": 8.0})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "x"
+    list(run(RECIPE, out, pictures_every=1))
+    return out
+
+
+def test_what_a_run_leaves(finished):
+    rows = read_rows(finished)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["network_calls"] == 2 * rows[0]["network_calls"]
+    assert len(list((finished / "pictures").glob("*.png"))) == 2
+    done = json.loads((finished / "done.json").read_text())
+    assert done["expected"] and done["actual"]["epoch"] == 2
+    assert read_recipe(finished) == RECIPE
+    assert list(resume(finished)) == []  # nothing left to do
+
+
+def test_the_adapter_draws_the_same_picture_in_plain_diffusers(finished):
+    model = load_model("tiny-sd")
+    base = sample(model, ["a cat"], steps=4, guidance=1.0, generator=torch.Generator().manual_seed(1))
+    load_lora(model, finished / "adapter")
+    ours = sample(model, ["a cat"], steps=4, guidance=1.0, generator=torch.Generator().manual_seed(1))
+    assert not torch.allclose(base, ours, atol=1e-3)
+
+    pipeline: StableDiffusionPipeline = tiny_pipeline("tiny-sd")
+    pipeline.load_lora_weights(finished / "adapter")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = load_model("tiny-sd").initial_noise(1, torch.Generator().manual_seed(1))
+    plain = pipeline("a cat", num_inference_steps=4, guidance_scale=1.0, latents=noise, output_type="latent",
+                     height=model.resolution[0], width=model.resolution[1]).images
+    assert torch.allclose(plain, ours, atol=1e-4)
+
+
+def test_a_stopped_run_goes_on_and_its_log_has_no_double_rows(tmp_path):
+    steps = run(RECIPE, tmp_path)
+    next(steps)
+    steps.close()
+    (tmp_path / "metrics.jsonl").write_text(
+        (tmp_path / "metrics.jsonl").read_text() + json.dumps({"epoch": 2, "reward": 99.0}) + "\n{cut")
+    assert [progress.epoch for progress in resume(tmp_path)] == [2]
+    rows = read_rows(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[1]["reward"] != 99.0
+
+
+def test_another_recipe_is_refused(finished):
+    with pytest.raises(ValueError, match="another recipe"):
+        next(run(Recipe("ddpo", scale="rehearsal", seed=5), finished))
+
+
+def test_no_run_and_a_damaged_recipe(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        read_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text(json.dumps({"format": 77}))
+    with pytest.raises(ValueError, match="format 77"):
+        read_recipe(tmp_path)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be used"):
+        read_recipe(tmp_path)
+
+
+def test_settings_from_the_command_line():
+    config, training = parse_settings("ddpo", ["steps=7", "lr=1e-3", "estimator=sf", "betas=(0.9, 0.98)"])
+    assert config == {"steps": 7, "estimator": "sf"}
+    assert training == {"lr": 1e-3, "betas": (0.9, 0.98)}
+    with pytest.raises(TechniqueError, match="no such setting"):
+        parse_settings("ddpo", ["nonsense=1"])
+    with pytest.raises(TechniqueError, match="name=value"):
+        parse_settings("ddpo", ["steps"])
+    with pytest.raises(TechniqueError, match="no training field 'nonsense'"):
+        Recipe("ddpo", training={"nonsense": 1}).preset()
+
+
+def test_the_command_line(tmp_path):
+    out, runner = tmp_path / "x", CliRunner()
+    found = runner.invoke(app, ["align", "ddpo", "--scale", "rehearsal", "--out", str(out), "--set", "epochs=1"])
+    assert found.exit_code == 0, found.output
+    assert "Expected:" in found.output and "network calls" in found.output
+    found = runner.invoke(app, ["resume", str(out)])
+    assert "nothing left to do" in found.output
+    picture = tmp_path / "x.png"
+    found = runner.invoke(app, ["sample", "tiny-sd", "--prompt", "a cat", "--adapter", str(out), "--count", "1",
+                                "--steps", "2", "--out", str(picture)])
+    assert found.exit_code == 0, found.output
+    assert picture.exists()
+    rows = json.loads(runner.invoke(app, ["techniques", "--json"]).output)
+    assert {"name", "family", "needs", "schedules", "presets"} == set(rows[0])
+
+
+@pytest.mark.parametrize("family", ["vp", "flow"])
+def test_rehearsal_setting(family):
+    place = setting("rehearsal", family)
+    pictures = place.model.decode(place.model.initial_noise(2, torch.Generator().manual_seed(0)), clamp=True)
+    assert place.proxy(pictures, place.train_prompts[:2]).shape == (2,)
+    assert place.gold is None
+    assert all(reward(pictures, place.test_prompts[:2]).shape == (2,) for reward in place.held_out.values())
+
+
+def test_toy_setting():
+    place = setting("toy")
+    assert len(place.train_prompts) > 100 and place.gold is not None
+    assert not set(place.train_prompts) & set(place.test_prompts)
+    with pytest.raises(ValueError, match="unknown family"):
+        setting("toy", "gan")
