@@ -240,7 +240,7 @@ def _from_pretrained(source, kind: str, dtype: torch.dtype, variant: str | None,
         options |= {"safety_checker": None, "requires_safety_checker": False}
     if kind == "StableDiffusionXLPipeline":
         options |= {"add_watermarker": False}
-    with _no_progress_bars():
+    with no_progress_bars():
         pipeline = getattr(diffusers, kind).from_pretrained(str(source), **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -380,8 +380,8 @@ def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Loading bars are noise in a rendered page."""
+def no_progress_bars() -> Iterator[None]:
+    """No loading bars of diffusers and transformers inside the block: they are noise in a rendered page."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     on = [library for library in libraries if library.is_progress_bar_enabled()]
     for library in on:

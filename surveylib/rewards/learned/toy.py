@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -38,9 +39,12 @@ from surveylib.rewards.learned.train import PRESETS, RewardConfig, train_reward
 from surveylib.rewards.learned.trunk import SHAPES_CLIP, load_trunk
 from surveylib.runs.checkpoint import write_atomically
 from surveylib.worlds.shapes.annotators import Pool, gold_utility, make_pool
+from surveylib.worlds.shapes.caption_choice import KINDS
+from surveylib.worlds.shapes.data import change_one, scene_for
 from surveylib.worlds.shapes.looks import look
 from surveylib.worlds.shapes.preferences import make_twin
-from surveylib.worlds.shapes.prompts import parse
+from surveylib.worlds.shapes.prompts import ALL_CATEGORIES, is_held_out, parse, realise, sample_spec
+from surveylib.worlds.shapes.render import render
 
 PICTURES = 4  # of each prompt
 TEST_PROMPTS = 150
@@ -126,6 +130,48 @@ def gold_accuracy(reward, pairs: PairData) -> float:
     return (0.5 + 0.5 * agree).mean().item()
 
 
+def attribute_pairs(kind: str, n: int = 200, seed: int = 0) -> tuple[list[str], Tensor, Tensor]:
+    """Held-out prompts, clean pictures (n, 3, 64, 64) of them, and pictures in which one attribute is wrong.
+
+    Args:
+        kind: of the change, one of `caption_choice.KINDS` or "swap" (two things exchange their colours). Both pictures
+            of a pair are drawn from the same random numbers, so that the rest stays alike where it can.
+
+    Raises:
+        ValueError: an unknown kind, or n below 1.
+    """
+    if kind not in (*KINDS, "swap") or n < 1:
+        raise ValueError(f"kind {kind!r}, n {n}: kind is one of {', '.join((*KINDS, 'swap'))}; n is at least 1")
+    rng = np.random.default_rng(seed)
+    prompts, right, wrong = [], [], []
+    while len(prompts) < n:
+        category = (*ALL_CATEGORIES, None)[rng.integers(len(ALL_CATEGORIES) + 1)]
+        spec = sample_spec(category, rng, background=0.5)
+        twice = len({group.shape for group in spec.groups}) < len(spec.groups)
+        if not is_held_out(spec) or spec.unseen_pair or twice or (other := change_one(spec, rng, kind)) is None:
+            continue
+        shared = int(rng.integers(2**32))
+        prompts.append(realise(spec, rng))
+        right.append(scene_for(spec, np.random.default_rng(shared)))
+        wrong.append(scene_for(other, np.random.default_rng(shared)))
+    return prompts, render(right), render(wrong)
+
+
+@torch.no_grad()
+def attribute_accuracy(reward, n: int = 200, seed: int = 0) -> dict[str, dict]:
+    """How often a reward puts the right picture of `attribute_pairs` above the wrong one; equal scores count one half.
+
+    Returns:
+        {kind: {"rate", "pairs"}} for each kind of change, "swap" last.
+    """
+    table = {}
+    for kind in (*KINDS, "swap"):
+        prompts, right, wrong = attribute_pairs(kind, n, seed)
+        above = torch.sign(reward.score(right, prompts) - reward.score(wrong, prompts))
+        table[kind] = {"rate": round((0.5 + 0.5 * above).mean().item(), 4), "pairs": n}
+    return table
+
+
 def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairData | None) -> tuple[RewardReport, dict]:
     """(report, its numbers with the agreement with gold) on one suite."""
     pairs, pool = test_pairs(spec, split, pictures)
@@ -171,7 +217,24 @@ Pairs without a tie; score ties count one half; intervals resample prompts. The 
 over the people's choice probabilities; no reward can be right more often. "single annotator" is how often one person's
 choice is another's.
 
-{chr(10).join(tables)}
+{chr(10).join(tables)}{attribute_table(facts)}"""
+
+
+def attribute_table(facts: dict) -> str:
+    """The card's section on one wrong attribute; nothing for a reward that was not measured so."""
+    if "one attribute" not in facts:
+        return ""
+    rows = "\n".join(f"| {kind} | {100 * row['rate']:.1f} % | {row['pairs']} |"
+                     for kind, row in facts["one attribute"].items())
+    return f"""
+### One wrong attribute
+
+How often a clean rendering of a held-out prompt scores above a rendering in which one attribute is wrong. In a swap two
+things exchange their colours. Chance is 50 %; the judge of the Shapes world is asked for the same in the tests.
+
+| wrong | right one higher | pairs |
+|---|---|---|
+{rows}
 """
 
 
@@ -193,6 +256,8 @@ def make(
     facts["kilobytes"] = round(stored / 1000)
     for split in SUITES:
         _, facts[split] = score(reward, spec, split, pictures, validation)
+    if reward.needs_prompt:
+        facts["one attribute"] = attribute_accuracy(reward)
     write_atomically(folder / "model" / "scores.json", json.dumps(facts, indent=1) + "\n")
     write_atomically(folder / "model" / "README.md", card(name, spec, facts))
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
 import surveylib.worlds.shapes as shapes
+from surveylib.diffusion.zoo import no_progress_bars
 
 SHAPES_CLIP = "shapes-clip"
 TRAIN_SHAPES_CLIP = "python -m surveylib.worlds.shapes.pretrain.clip --out runs/shapes-clip"
@@ -196,5 +197,6 @@ def load_trunk(name: str | Path = SHAPES_CLIP, unlock: tuple[int, int] = (0, 0))
         ValueError: `unlock` does not fit.
     """
     source = shapes_clip_folder() if str(name) == SHAPES_CLIP else name
-    clip = CLIPModel.from_pretrained(source)
+    with no_progress_bars():
+        clip = CLIPModel.from_pretrained(source)
     return Trunk(clip, CLIPProcessor.from_pretrained(source), str(name), unlock)

@@ -10,6 +10,8 @@ from clip_for_tests import make_trunk
 from surveylib.rewards.learned import toy
 from surveylib.rewards.learned.store import load_learned
 from surveylib.rewards.learned.train import PRESETS
+from surveylib.rewards.learned.trunk import load_trunk
+from surveylib.rewards.registry import load_reward
 
 
 @pytest.mark.parametrize("name", sorted(toy.REWARDS))
@@ -17,6 +19,7 @@ def test_a_reward_is_trained_scored_and_described(name, tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "load_trunk", lambda source, unlock: make_trunk(unlock))
     monkeypatch.setattr(toy, "load_learned", lambda folder: load_learned(folder, make_trunk()))
     monkeypatch.setattr(toy.test_pairs, "__defaults__", (6,))
+    monkeypatch.setattr(toy.attribute_accuracy, "__defaults__", (4, 0))
     config = dataclasses.replace(PRESETS[toy.REWARDS[name].preset], steps=2, batch=8, every=2)
     assert len(list(toy.make(name, tmp_path, 12, "rendered", "a test", config))) == 2
     facts = json.loads((tmp_path / name / "model" / "scores.json").read_text())
@@ -26,6 +29,43 @@ def test_a_reward_is_trained_scored_and_described(name, tmp_path, monkeypatch):
         assert f"{100 * facts[split]['accuracy']['value']:.1f} %" in card and split in card
         assert facts[split]["ceiling"] is None or 0.5 < facts[split]["ceiling"] <= 1
     assert facts["kilobytes"] < 2000 and (facts["held-out"]["ceiling"] is None) == (name == "shapes-aesthetic")
+    assert ("one attribute" in facts) == ("One wrong attribute" in card) == (name != "shapes-aesthetic")
+
+
+class Constant:
+    def score(self, images, prompts):
+        return torch.zeros(len(images))
+
+
+class Against:
+    """The judge with its sign turned."""
+
+    def score(self, images, prompts):
+        return -load_reward("faithfulness").score(images, prompts)
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("reward, rate", [(load_reward("faithfulness"), 1.0), (Against(), 0.0), (Constant(), 0.5)])
+def test_one_wrong_attribute_is_seen_by_the_judge_alone(reward, rate):
+    table = toy.attribute_accuracy(reward, 20, seed=3)
+    assert list(table) == [*toy.KINDS, "swap"]
+    assert all(row == {"rate": rate, "pairs": 20} for row in table.values()), table
+
+
+def test_pairs_share_what_is_not_changed_and_bad_input_is_refused():
+    prompts, right, wrong = toy.attribute_pairs("background", 8, seed=1)
+    again = toy.attribute_pairs("background", 8, seed=1)
+    assert prompts == again[0] and torch.equal(right, again[1]) and torch.equal(wrong, again[2])
+    same = (right == wrong).all(1).flatten(1).float().mean(1)  # the things' own pixels, the background apart
+    assert ((same > 0.01) & (same < 0.9)).all()
+    for kind, n in (("texture", 8), ("shape", 0)):
+        with pytest.raises(ValueError, match="kind is one of shape"):
+            toy.attribute_pairs(kind, n)
+
+
+def test_loading_the_trunk_draws_no_progress_bar(capfd):
+    load_trunk()
+    assert "Loading weights" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.truth
