@@ -15,7 +15,6 @@ from surveylib.runs.ledger import Ledger
 from surveylib.techniques.contract import Draw, TechniqueError, Training
 from surveylib.techniques.policy_gradient.ddpo import DDPO, DDPOConfig
 
-
 CONFIG = DDPOConfig(steps=2, guidance=1.0)
 
 
