@@ -32,10 +32,10 @@ class OneGaussian(nn.Module):
         return from_x0_epsilon((x - s * epsilon) / a, epsilon, "epsilon", a, s)
 
 
-def policy(mean, variance):
-    """A policy N(mean, variance) whose reference is N(0, 1)."""
+def policy(mean, variance, dim=1):
+    """A policy N(mean, variance) in each of `dim` directions, whose reference is N(0, 1)."""
     schedule = VPSchedule.linear()
-    model = GaussianModel(OneGaussian(schedule), ["one"], 1, schedule)
+    model = GaussianModel(OneGaussian(schedule), ["one"], dim, schedule)
     model.snapshot("reference")
     with torch.no_grad():
         model.network.mean.fill_(mean)
@@ -77,6 +77,11 @@ def test_a_shift_of_the_mean_is_the_closed_form_for_every_sample():
     model = policy(0.8, 1.0)
     values = found(model, 16, 20)
     assert values.tolist() == pytest.approx([exact(model, 20)] * 16, rel=1e-4)
+
+
+def test_the_kl_of_two_directions_is_the_sum():
+    assert found(policy(0.8, 1.0, dim=2), 4, 20).tolist() == pytest.approx([2 * exact(policy(0.8, 1.0), 20)] * 4,
+                                                                           rel=1e-4)
 
 
 def test_the_sum_over_a_fine_path_is_the_kl_of_the_end():
