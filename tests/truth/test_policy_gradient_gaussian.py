@@ -36,6 +36,11 @@ def test_flow_grpo_moves_to_the_tilt_and_reaches_it_with_the_whole_gradient():
     assert world.PROBLEM.closed(whole.samples) >= 0.94
 
 
+def test_flow_grpo_far_from_memoryless_stops_short_even_with_the_whole_gradient():
+    """With a = 0.2 the sample is tied to its initial noise, which no step can change."""
+    assert world.PROBLEM.closed(world.flow_grpo(noise=0.2, kl_gradient="path").samples) < 0.7
+
+
 def test_flow_grpo_without_kl_goes_to_the_mode():
     samples = world.flow_grpo(beta=0.0).samples
     assert samples.std() < 0.4 * OPTIMUM_STD and abs(samples.mean() - 1) < 0.1  # the reward's maximum is at 1
