@@ -109,7 +109,7 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     chosen = recipe.preset()
     place = setting(recipe.scale)
     device = processes.device if processes is not None and processes.count > 1 else None
-    tiny = _rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
+    tiny = rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
     model = load_model(recipe.model or tiny.model, device)
     name = recipe.signal or tiny.reward
     needs = set(technique_class(recipe.technique).needs)
@@ -130,7 +130,7 @@ def _preferences(name: str, kind: str, model: PipelineModel) -> Signal:
     return load_preferences(name, kind, model)
 
 
-def _rehearsed(chosen: Preset) -> Preset:
+def rehearsed(chosen: Preset) -> Preset:
     """The tiny model of the same class as a full-scale one, and a tiny reward."""
     tiny = {"sd1.5": "tiny-sd", "sdxl": "tiny-sdxl", "sd-turbo": "tiny-sd-turbo", "sdxl-turbo": "tiny-sdxl-turbo",
             "sd3.5-medium": "tiny-sd3", "flux.1-dev": "tiny-flux", "flux.1-schnell": "tiny-flux-schnell"}

@@ -88,3 +88,19 @@ def check_two(generated: Tensor, reference: Tensor, least: int, metric: str) -> 
         raise MetricError(f"{metric}: {generated.shape[1]} features of the generated and {reference.shape[1]} of the "
                           "reference pictures; take the same extractor")
     return generated, reference
+
+
+def random_features(width: int = 16, seed: int = 0) -> FeatureExtractor:
+    """Fixed random projections of 8 x 8 thumbnails: features that mean little, need no model and take any picture."""
+    weight = torch.randn(3 * 8 * 8, width, generator=torch.Generator().manual_seed(seed)) / (3 * 8 * 8) ** 0.5
+
+    def features(images: Tensor) -> Tensor:
+        thumbnails = F.adaptive_avg_pool2d(images.float().cpu(), 8).flatten(1)
+        return torch.cat([torch.tanh(thumbnails @ weight), torch.ones(len(images), 1)], 1)
+
+    return features
+
+
+def feature_extractor(name: str) -> FeatureExtractor:
+    """The extractor of a name: "random", "shapes-clip", or a CLIPModel's folder or hub name."""
+    return random_features() if name == "random" else clip_features(name)

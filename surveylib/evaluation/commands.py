@@ -1,0 +1,73 @@
+"""`surveylib measure` and `surveylib report`, as plain functions for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from surveylib.evaluation.measure import WORK, measure
+from surveylib.evaluation.protocol import BUDGETS, MOST_SETTINGS
+from surveylib.evaluation.report import COLUMNS, report
+from surveylib.evaluation.rows import ROWS
+from surveylib.runs.scale import current_scale
+
+
+def measure_command(
+    techniques: Sequence[str] | None = None,
+    seeds: int = 1,
+    training_calls: int | None = None,
+    calls_per_picture: int | None = None,
+    settings: int = MOST_SETTINGS,
+    scale: str | None = None,
+    out: Path = ROWS,
+    work: Path = WORK,
+    console: Console | None = None,
+) -> None:
+    """Measure techniques side by side; a stopped measurement goes on where it was.
+
+    Args:
+        techniques: names; none stands for all. seeds: how many, counted from 0.
+        training_calls, calls_per_picture: the budget in network-call equivalents; None takes the scale's.
+        settings: tried for each technique. out: folder of rows. work: folder of checkpoints.
+    """
+    console = console or Console()
+    scale = current_scale(scale)
+    given = {"training": training_calls, "calls_per_picture": calls_per_picture}
+    budget = replace(BUDGETS[scale], **{name: value for name, value in given.items() if value is not None})
+    rows = measure(list(techniques) if techniques else None, range(seeds), budget, scale=scale, settings=settings,
+                   folder=out, work=work, say=lambda line: console.print(line, style="dim", highlight=False))
+    for row in rows:
+        console.print(f"{row['technique']}-seed{row['seed']}-{row['setting']}: {summary(row)}", highlight=False)
+
+
+def summary(row: dict) -> str:
+    """One line about a row."""
+    if "test" not in row:
+        return f"proxy {row['validation']['proxy']['value']:.3f} on validation prompts"
+    means = row["test"]["means"]
+    parts = [f"{name} {means[name]['value']:.3f}" for name in ("proxy", "gold", "pass") if name in means]
+    return "tested: " + ", ".join(parts)
+
+
+def report_command(folder: Path = ROWS, as_json: bool = False, console: Console | None = None) -> None:
+    """Print what the rows of a folder say together; out-of-date rows are marked."""
+    console = console or Console()
+    found = report(folder)
+    if as_json:
+        print(found.as_json())
+        return
+    table = Table(title="Techniques side by side: means with 95 % intervals clustered by prompt")
+    for column in COLUMNS:
+        table.add_column(column)
+    for line in found.table():
+        table.add_row(*line)
+    console.print(table)
+    for place in found.arena:
+        console.print(f"{place.rank}. {place.name}: {place.rating:.0f} [{place.low:.0f}, {place.high:.0f}]",
+                      highlight=False)
+    for name, reasons in found.stale.items():
+        console.print(f"out of date: {name} ({', '.join(reasons)})", highlight=False)

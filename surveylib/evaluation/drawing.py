@@ -1,0 +1,72 @@
+"""Drawing for measurements: the base model, a trained one and a test-time method from the same prompts and noise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from surveylib.diffusion.dynamics import DDIM, Dynamics, FlowSDE
+from surveylib.diffusion.model import DiffusionModel
+from surveylib.figures.sheet import sheet
+from surveylib.rewards.contract import Reward
+from surveylib.runs.ledger import Ledger
+from surveylib.techniques.contract import Sampler
+from surveylib.techniques.paths import decode_all
+from surveylib.techniques.test_time.base import base_latents, counted
+
+
+def draw_plain(
+    model: DiffusionModel, texts: Sequence[str], *, seed: int, steps: int | None = None, batch: int = 64
+) -> tuple[Tensor, Ledger]:
+    """Pictures (N, 3, H, W) of N texts with the deterministic sampler, and what they cost.
+
+    Picture i starts from noise that is a function of (seed, i): any two models get the same, and so do the test-time
+    methods for their first particle.
+    """
+    steps = getattr(model, "default_steps", 20) if steps is None else steps
+    with counted(model, None) as ledger:
+        latents = base_latents(model, texts, dynamics=DDIM(0.0), steps=steps, batch=batch, seed=seed)
+        pictures = decode_all(model, latents, batch)
+    return as_stored(pictures), ledger
+
+
+def draw_steered(
+    sampler: Sampler, model: DiffusionModel, texts: Sequence[str], reward: Reward, *, seed: int
+) -> tuple[Tensor, Ledger]:
+    """Pictures of N texts by a test-time method, and what they cost."""
+    found = sampler.sample(model, list(texts), reward, seed=seed)
+    return as_stored(found.images), found.ledger
+
+
+def as_stored(pictures: Tensor) -> Tensor:
+    """As a file with 8 bits a colour would give them back, on the CPU: what is judged is what can be stored."""
+    return (pictures.detach().float().cpu().clamp(0, 1) * 255).round() / 255
+
+
+def noisy_dynamics(model: DiffusionModel) -> Dynamics:
+    """The stochastic sampler that the KL of paths is measured with: DDIM(1) for VP models, FlowSDE(0.7) for flow."""
+    return DDIM(1.0) if model.schedule.family == "vp" else FlowSDE(0.7)
+
+
+def write_sheet(path: Path, pictures: Tensor, captions: Sequence[str], passed: Sequence[Any] | None = None) -> None:
+    """A small PNG of pictures in one row, written in one rename."""
+    data = sheet(list(pictures), None, passed, columns=len(pictures), size=pictures.shape[-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + f".{os.getpid()}.tmp")
+    beside.write_bytes(data)
+    os.replace(beside, path)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """`wanted` numbers below `count`, evenly spread; all of them where there are fewer."""
+    wanted = min(count, wanted)
+    return [i * count // wanted for i in range(wanted)]
+
+
+def expanded(items: Sequence[Any], times: int) -> list[Any]:
+    """Each item `times` in a row."""
+    return [item for item in items for _ in range(times)]
