@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from surveylib.diffusion.lora import add_lora
 from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
@@ -60,8 +61,6 @@ def gradient(model, losses: torch.Tensor) -> torch.Tensor:
 
 
 def lora_policy(name: str, rank: int = 2):
-    from surveylib.diffusion.lora import add_lora
-
     model = load_model(name)
     add_lora(model, rank)
     return model

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from policies import RIGHT, draw, gradient, point_policy
+from policies import RIGHT, brightness, draw, gradient, lora_policy, point_policy
 
 from surveylib.alignment.engine import align
 from surveylib.techniques.contract import Draw, TechniqueError, Training
@@ -100,3 +100,16 @@ def test_choices_are_checked():
         DPOKConfig(kl="exakt")
     with pytest.raises(TechniqueError, match="steps=1"):
         DPOKConfig(steps=1)
+
+
+def test_the_kl_that_is_weighed_against_the_reward_is_a_sum_over_dimensions_also_with_means():
+    model = lora_policy("tiny-sd")
+    for p in model.trainable_parameters():
+        p.data.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for reduction in ("sum", "mean"):
+        technique = DPOK(replace(CONFIG, reduction=reduction))
+        batch = technique.collect(model, Draw.of(["a"], per_prompt=3), brightness())
+        found.append((batch.metrics["path_kl"], batch.steps["advantage"]))
+    assert found[0][0] > 0.01 and found[1][0] == pytest.approx(found[0][0])
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)

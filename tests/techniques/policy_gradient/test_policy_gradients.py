@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from policies import FLAT, RIGHT, brightness, draw, gradient, point_policy, techniques
+from policies import FLAT, RIGHT, brightness, draw, gradient, lora_policy, point_policy, techniques
 
 from surveylib.alignment.engine import align
 from surveylib.diffusion.dynamics import DDIM, LOG_2PI
@@ -114,8 +114,6 @@ def test_clip_of_the_mean_and_clip_of_the_sum_choose_the_same_items():
 
 
 def test_reduction_mean_divides_log_probability_and_kl_by_the_dimensions():
-    from policies import lora_policy
-
     model = lora_policy("tiny-sd")
     for p in model.trainable_parameters():
         p.data.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
