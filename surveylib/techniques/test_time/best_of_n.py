@@ -135,5 +135,5 @@ BestOfN.PRESETS = {
     "single": Preset(BestOfNConfig(n=16, steps=30, guidance=7.5, batch=8), NO_TRAINING, model="sd1.5",
                      reward="pickscore", source="ours", cost="960 network calls a picture"),
     "toy": Preset(BestOfNConfig(n=16, steps=10, guidance=3.0), NO_TRAINING, model="shapes-sd",
-                  reward="shapes-pickscore", source="ours", cost="320 network calls a picture, about 1.5 seconds"),
+                  reward="shapes-pickscore", source="ours", cost="320 network calls a picture, about a second"),
 }

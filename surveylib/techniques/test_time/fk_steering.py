@@ -250,5 +250,5 @@ FKSteering.PRESETS = {
                      source="ours: the paper's setting in half the steps", cost="400 network calls a picture"),
     "toy": Preset(FKConfig(particles=8, potential="diff", strength=3.0, steps=20, guidance=3.0), NO_TRAINING,
                   model="shapes-sd", reward="shapes-pickscore", source="ours",
-                  cost="320 network calls a picture, about 1.5 seconds"),
+                  cost="320 network calls a picture, about a second"),
 }

@@ -352,7 +352,7 @@ TFG.PRESETS = {
     "single": Preset(GuidanceConfig(rho=0.25, mu=2.0, sigma=0.1, draws=1, steps=50, batch=1), NO_TRAINING, **_SD,
                      source="ours: half the steps, one inner step", cost="100 network calls with gradient a picture"),
     "toy": Preset(GuidanceConfig(rho=0.1, mu=0.1, sigma=0.1, draws=1, rule="cfg", steps=20, guidance=3.0), NO_TRAINING,
-                  **_SHAPES, cost="40 network calls with gradient a picture, about half a second"),
+                  **_SHAPES, cost="40 network calls with gradient a picture, under a second"),
 }
 DPS.PRESETS = {
     "full": Preset(replace(DPS.SETTING, batch=1), NO_TRAINING, **_SD,
