@@ -15,6 +15,9 @@ _CLASSES: dict[str, str] = {
     "ddpo": f"{_HOME}.policy_gradient.ddpo:DDPO",
     "dpok": f"{_HOME}.policy_gradient.dpok:DPOK",
     "flow_grpo": f"{_HOME}.policy_gradient.flow_grpo:FlowGRPO",
+    "refl": f"{_HOME}.reward_gradient.refl:ReFL",
+    "draft": f"{_HOME}.reward_gradient.draft:DRaFT",
+    "adjoint_matching": f"{_HOME}.reward_gradient.adjoint_matching:AdjointMatching",
     "diffusion_dpo": f"{_HOME}.preference.diffusion_dpo:DiffusionDPO",
     "diffusion_kto": f"{_HOME}.preference.diffusion_kto:DiffusionKTO",
     "rankdpo": f"{_HOME}.preference.rankdpo:RankDPO",
@@ -31,6 +34,7 @@ _CLASSES: dict[str, str] = {
 # The code path of "single" on tiny models: the same settings, cut to a few steps (a preset "rehearsal" wins).
 _REHEARSED = {"epochs": 2, "samples": 4, "updates": 1, "passes": 1, "micro_batch": 4, "sample_batch": 4,
               "lora_rank": 2, "lora_alpha": 4, "warmup": 0, "autocast": None}
+_SHORT = {"steps": 4, "trained": 2}
 
 
 def technique_names() -> tuple[str, ...]:
@@ -61,7 +65,7 @@ def preset(name: str, scale: str | None = None) -> Preset:
     if scale == "rehearsal" and scale not in presets:
         single = presets["single"]
         group = min(single.training.samples_per_prompt, 2)
-        short = {"steps": 4} if hasattr(single.config, "steps") else {}
+        short = {name: value for name, value in _SHORT.items() if hasattr(single.config, name)}
         return single.override(short, **{**_REHEARSED, "samples_per_prompt": group})
     if scale not in presets:
         raise TechniqueError(f"{name} has no preset for {scale!r}; there are {', '.join(presets)}")
