@@ -52,9 +52,9 @@ def noisy_dynamics(model: DiffusionModel) -> Dynamics:
     return DDIM(1.0) if model.schedule.family == "vp" else FlowSDE(0.7)
 
 
-def write_sheet(path: Path, pictures: Tensor, captions: Sequence[str], passed: Sequence[Any] | None = None) -> None:
+def write_sheet(path: Path, pictures: Tensor) -> None:
     """A small PNG of pictures in one row, written in one rename."""
-    data = sheet(list(pictures), None, passed, columns=len(pictures), size=pictures.shape[-1])
+    data = sheet(list(pictures), columns=len(pictures), size=pictures.shape[-1])
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + f".{os.getpid()}.tmp")
     beside.write_bytes(data)

@@ -248,7 +248,7 @@ class Bench:
         rows = [i * every for i in spread(len(prompts) // every, self.protocol.sheet)]
         passed = [bool(looked.scores["pass"][i]) for i in rows] if "pass" in looked.scores else None
         name = f"{PICTURES}/{row['technique']}-seed{row['seed']}-{row['setting']}.png"
-        write_sheet(self.folder / name, pictures[rows], [prompts[i].text for i in rows], passed)
+        write_sheet(self.folder / name, pictures[rows])
         return {"file": name, "prompts": [prompts[i].text for i in rows], "passed": passed}
 
 

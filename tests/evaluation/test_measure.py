@@ -1,0 +1,331 @@
+"""Measuring: rows that can be repeated, killed runs that go on, choice by proxy, gold read once, reports."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from surveylib.evaluation import measure as measuring
+from surveylib.evaluation import rows as row_files
+from surveylib.evaluation import scoring
+from surveylib.evaluation.measure import measure
+from surveylib.evaluation.protocol import BUDGETS, Budget, Protocol, choices, prompts_of
+from surveylib.evaluation.report import report
+from surveylib.techniques import registry
+from surveylib.techniques.contract import TechniqueError
+
+SMALL = Protocol(test=1, validation=1, pictures=2, steps=3, kl_prompts=2, kl_steps=2)
+BUDGET = Budget(40, 6)  # Fake spends 4 + 2 * 4 = 12 an epoch: 4 epochs
+
+
+NAMES = {"fake": "fakes:Fake", "still": "fakes:Still", "idle": "fakes:Idle", "fake_sampler": "fakes:FakeSampler"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def known():
+    """The fakes by name, in this file alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_CLASSES", {**registry._CLASSES, **NAMES})
+        yield
+
+
+def run(names, place, say=lambda line: None, seeds=(0,), settings=1, protocol=SMALL, budget=BUDGET):
+    return list(measure(names, seeds, budget, scale="toy", protocol=protocol, settings=settings,
+                        folder=place / "rows", work=place / "work", say=say))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, known):
+    """Base, fake (two settings) and the sampler (three settings), measured once."""
+    place = tmp_path_factory.mktemp("measured")
+    run(["fake"], place, settings=2)
+    run(["still"], place, settings=1)
+    run(["fake_sampler"], place, settings=3)
+    return place
+
+
+def row(place, name):
+    return json.loads((place / "rows" / f"{name}.json").read_text())
+
+
+def test_a_row_holds_what_a_repetition_needs(measured):
+    found = row(measured, "still-seed0-slow")
+    assert found["config"] == {"push": 0.0} and found["training"]["lr"] == pytest.approx(1e-3 / 3)
+    assert found["model"] == "shapes-sd" and found["reward"] == "shapes-pickscore"
+    assert all(len(found["hashes"][k]) == 16 for k in ("rule", "model", "reward", "validation", "test"))
+    assert found["training_run"]["ledger"]["equivalents"] == 48 and found["training_run"]["epochs"] == 4
+    assert [epoch["equivalents"] for epoch in found["training_run"]["history"]] == [12, 24, 36, 48]
+    assert found["hardware"]["cores"] >= 1 and found["versions"]["torch"] == torch.__version__
+    assert found["test"]["ledger"]["calls_per_picture"] == 6  # three guided steps
+    assert found["test"]["means"]["gold"]["n"] == 14 and found["test"]["means"]["gold"]["prompts"] == 7
+    assert list(found["test"]["by_category"]["pass"])[-1] == "overall"
+    assert "129 pictures" in found["test"]["left_out"]["fid_to_base"]
+
+
+def test_six_fixed_prompts_are_kept_as_one_small_picture(measured):
+    sheets = [row(measured, name)["test"]["sheet"] for name in ("base-seed0-shapes-sd", "still-seed0-slow")]
+    assert sheets[0]["prompts"] == sheets[1]["prompts"] and len(set(sheets[0]["prompts"])) == 6
+    for sheet in sheets:
+        with Image.open(measured / "rows" / sheet["file"]) as image:
+            assert image.size[1] == 64 and image.size[0] >= 6 * 64
+        assert (measured / "rows" / sheet["file"]).stat().st_size < 40_000
+
+
+def test_a_technique_that_learns_nothing_measures_as_the_base_model(measured):
+    """Same prompts, same noise: the pictures are the base model's, every comparison says so."""
+    base, still = row(measured, "base-seed0-shapes-sd")["test"], row(measured, "still-seed0-slow")["test"]
+    assert still["scores"] == base["scores"]
+    assert all(rate["value"] == 0.5 for rate in still["win_rate"].values())
+    assert still["distance_to_base"]["value"] == pytest.approx(0, abs=1e-9) and still["path_kl"]["value"] == 0
+    assert still["prdc_to_base"]["precision"] == still["prdc_to_base"]["recall"] == 1
+
+
+def test_a_technique_that_learns_something_does_not(measured):
+    tested = next(r for name in ("slow", "preset") if "test" in (r := row(measured, f"fake-seed0-{name}")))
+    assert tested["test"]["path_kl"]["value"] > 0 and tested["test"]["distance_to_base"]["value"] > 1e-5
+
+
+def test_the_proxy_chooses_and_only_the_chosen_setting_is_tested(measured):
+    found = {name: row(measured, f"fake_sampler-seed0-{name}") for name in ("weak", "preset", "strong")}
+    proxies = {name: r["validation"]["proxy"]["value"] for name, r in found.items()}
+    assert proxies["weak"] == proxies["preset"] > proxies["strong"]  # negatives please nobody
+    assert [name for name, r in found.items() if "test" in r] == ["weak"]
+    assert found["weak"]["training"] is None and "training_run" not in found["weak"]
+    assert "path_kl" not in found["weak"]["test"]
+
+
+def test_gold_is_read_once_and_not_in_validation(tmp_path, monkeypatch, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    (tmp_path / "rows" / "fake-seed0-slow.json").unlink()
+    (tmp_path / "rows" / "fake-seed0-preset.json").unlink()
+    looks, real = [], scoring.metrics.faithfulness
+    monkeypatch.setattr(scoring.metrics, "faithfulness", lambda *a: looks.append(len(a[0])) or real(*a))
+    steps = measure(["fake"], (0,), BUDGET, scale="toy", protocol=SMALL, settings=2, folder=tmp_path / "rows",
+                    work=tmp_path / "work")
+    next(steps), next(steps), next(steps)  # base, two validated settings
+    assert looks == []
+    list(steps)
+    assert looks == [14, 14]  # the base model's pictures anew, for comparison, and the chosen setting's
+
+
+def test_measuring_again_takes_the_rows_that_hold(measured, monkeypatch):
+    monkeypatch.setattr(measuring, "load_model", lambda *a: pytest.fail("a model was loaded"))
+    said = []
+    again = run(["fake_sampler"], measured, said.append, settings=3)
+    assert said == [] and [r["setting"] for r in again] == ["shapes-sd", "weak", "preset", "strong", "weak"]
+
+
+def test_a_killed_measurement_goes_on_where_it_was(tmp_path, measured):
+    class Killed(BaseException):
+        pass
+
+    def kill(line):
+        if "epoch 2," in line:
+            raise Killed
+
+    shutil.copytree(measured / "rows", tmp_path / "rows", ignore=shutil.ignore_patterns("fake-*"))
+    with pytest.raises(Killed):
+        run(["fake"], tmp_path, kill)
+    assert not (tmp_path / "rows" / "fake-seed0-slow.json").exists()
+    said = []
+    run(["fake"], tmp_path, said.append)
+    epochs = [line for line in said if "epoch" in line]
+    assert len(epochs) == 2  # nothing twice
+    new, old = row(tmp_path, "fake-seed0-slow"), row(measured, "fake-seed0-slow")
+    assert new["validation"]["proxy"] == old["validation"]["proxy"]  # bit-equal to the run without a stop
+    strip = [[{k: v for k, v in epoch.items() if k != "seconds"} for epoch in r["training_run"]["history"]]
+             for r in (new, old)]
+    assert strip[0] == strip[1]
+
+
+def test_a_run_that_was_killed_between_validation_and_test_is_not_trained_again(tmp_path, measured):
+    shutil.copytree(measured, tmp_path / "copy")
+    path = tmp_path / "copy" / "rows" / "still-seed0-slow.json"
+    half = json.loads(path.read_text())
+    test = half.pop("test")
+    path.write_text(json.dumps(half))
+    said = []
+    run(["still"], tmp_path / "copy", said.append)
+    assert said == ["still-seed0-slow: testing"]
+    assert row(tmp_path / "copy", "still-seed0-slow")["test"]["scores"] == test["scores"]
+
+
+def test_every_seed_has_its_row_and_its_own_base(tmp_path, measured):
+    shutil.copytree(measured, tmp_path / "copy")
+    rows = run(["still"], tmp_path / "copy", seeds=(0, 1))
+    assert [(r["technique"], r["seed"]) for r in rows if "test" in r] == [
+        ("base", 0), ("base", 1), ("still", 0), ("still", 0), ("still", 1)]
+    one, two = row(tmp_path / "copy", "base-seed0-shapes-sd"), row(tmp_path / "copy", "base-seed1-shapes-sd")
+    assert one["test"]["scores"] != two["test"]["scores"]
+    assert row(tmp_path / "copy", "still-seed1-slow")["test"]["scores"] == two["test"]["scores"]
+    line = next(x for x in report(tmp_path / "copy" / "rows").lines if x["technique"] == "still")
+    assert line["seeds"] == 2 and line["gold"].n == 28 and line["gold"].prompts == 7
+
+
+# -- rows out of date --------------------------------------------------------------------------------------------------
+def change(place, name, **values):
+    path = place / "rows" / f"{name}.json"
+    found = json.loads(path.read_text())
+    for key, value in values.items():
+        (found["hashes"] if key in found["hashes"] else found)[key] = value
+    path.write_text(json.dumps(found))
+
+
+def test_rows_out_of_date_are_listed_marked_and_measured_again(tmp_path, measured):
+    shutil.copytree(measured, tmp_path / "copy")
+    place = tmp_path / "copy"
+    assert row_files.stale(place / "rows") == {}
+    change(place, "still-seed0-slow", rule="0" * 16)
+    change(place, "fake_sampler-seed0-weak", model="0" * 16, config={"strength": 9.0, "steps": 3})
+    assert row_files.stale(place / "rows") == {"still-seed0-slow": ["rule"],
+                                               "fake_sampler-seed0-weak": ["model", "config"]}
+    found = report(place / "rows")
+    notes = {line["technique"]: line["notes"] for line in found.lines}
+    assert notes["still"] == notes["fake_sampler"] == "out of date" and notes["fake"] == ""
+    said = []
+    run(["still"], place, said.append)
+    assert said[0] == "still-seed0-slow: measured again, rule changed"
+    assert "still-seed0-slow" not in row_files.stale(place / "rows")
+
+
+def test_rows_of_a_technique_that_is_gone_are_out_of_date(tmp_path, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    shutil.copy(tmp_path / "rows" / "still-seed0-slow.json", tmp_path / "rows" / "gone-seed0-slow.json")
+    change(tmp_path, "gone-seed0-slow", technique="gone")
+    reasons = row_files.stale(tmp_path / "rows")["gone-seed0-slow"]
+    assert "unknown technique 'gone'" in reasons[0]
+
+
+def test_the_rule_hash_sees_code_and_not_words(tmp_path, monkeypatch):
+    package = tmp_path / "little"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "shared.py").write_text("X = 1\n")
+    rule = package / "rule.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(row_files, "RULES", "little")
+
+    def hashed(text, shared="X = 1\n"):
+        rule.write_text(text)
+        (package / "shared.py").write_text(shared)
+        row_files.rule_hash.cache_clear()
+        return row_files.rule_hash("little.rule", "little")
+
+    text = '"""Words."""\nfrom little import shared\nimport json\n\n\nclass A:\n    def f(self):\n        return 1\n'
+    plain = hashed(text)
+    assert hashed(text.replace("Words", "Other words") + "# said\nA.PRESETS = {}\n") == plain
+    assert hashed(text.replace("return 1", "return 2")) != plain
+    assert hashed(text, "X = 2\n") != plain  # what it imports
+    assert hashed(text.replace("from little import shared", "from . import shared")) != hashed(
+        text.replace("from little import shared", "from . import shared"), "X = 2\n")
+    assert hashed(text.replace("from little import shared\n", ""), "X = 1\n") == hashed(
+        text.replace("from little import shared\n", ""), "X = 2\n")
+    row_files.rule_hash.cache_clear()
+
+
+def test_the_rule_of_a_technique_takes_in_its_neighbours():
+    ddpo = row_files.rule_hash("surveylib.techniques.policy_gradient.ddpo")
+    assert ddpo != row_files.rule_hash("surveylib.techniques.policy_gradient.dpok") and len(ddpo) == 16
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    (tmp_path / "x-seed0-y.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x-seed0-y.json is no result row.*measure again"):
+        report(tmp_path)
+    (tmp_path / "x-seed0-y.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="format 99"):
+        report(tmp_path)
+    (tmp_path / "x-seed0-y.json").unlink()
+    with pytest.raises(FileNotFoundError, match="surveylib measure"):
+        report(tmp_path)
+
+
+# -- report ------------------------------------------------------------------------------------------------------------
+def test_the_report_compares_techniques(measured):
+    found = report(measured / "rows")
+    assert found.lines[0]["technique"] == "base (shapes-sd)" and len(found.lines) == 4
+    lines = {line["technique"]: line for line in found.lines}
+    assert lines["still"]["win rate"].value == 0.5 and lines["still"]["training calls"] == 48
+    assert {place.name for place in found.arena} == {"base", "fake", "still", "fake_sampler"}
+    ratings = {place.name: place.rating for place in found.arena}
+    assert ratings["base"] == pytest.approx(ratings["still"])  # the same pictures
+    assert found.untested == []  # settings that lost are done
+    assert len(found.figures["points"]) == 4 and len(found.figures["curves"]) == 8
+    point = next(p for p in found.figures["points"] if p["technique"] == "still")
+    assert point["gain"]["gold"] == 0 and point["path_kl"] == 0
+    assert "| still |" in found.markdown() and json.loads(found.as_json())["lines"][0]["technique"].startswith("base")
+
+
+def test_break_even_is_training_over_extra_calls(measured, tmp_path):
+    found = {(b["technique"], b["sampler"]): b["pictures"] for b in report(measured / "rows").break_even}
+    assert found["still", "fake_sampler"] is None  # both cost 6 calls a picture
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    path = tmp_path / "rows" / "fake_sampler-seed0-weak.json"
+    changed = json.loads(path.read_text())
+    changed["test"]["ledger"]["calls_per_picture"] = 22
+    path.write_text(json.dumps(changed))
+    again = report(tmp_path / "rows")
+    assert {b["technique"]: b["pictures"] for b in again.break_even} == {"fake": 3, "still": 3}  # 48 / (22 - 6)
+    notes = {line["technique"]: line["notes"] for line in again.lines}
+    assert notes["fake_sampler"] == "over the budget of 6 calls"
+
+
+def test_rows_of_different_protocols_do_not_mix(tmp_path, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    change(tmp_path, "still-seed0-slow", protocol={**SMALL.__dict__, "pictures": 3})
+    with pytest.raises(ValueError, match="different protocol"):
+        report(tmp_path / "rows")
+
+
+# -- bad input and real techniques -------------------------------------------------------------------------------------
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match=r"seeds=\(\)"):
+        run(["fake"], tmp_path, seeds=())
+    with pytest.raises(ValueError, match="settings=4"):
+        run(["fake"], tmp_path, settings=4)
+    with pytest.raises(TechniqueError, match="unknown technique 'nothing'"):
+        run(["nothing"], tmp_path)
+    with pytest.raises(ValueError, match="training=0"):
+        Budget(0, 1)
+    with pytest.raises(ValueError, match="pictures=0"):
+        Protocol(pictures=0)
+    with pytest.raises(ValueError, match="unknown part"):
+        prompts_of("train", "toy", SMALL)
+
+
+def test_a_technique_that_spends_nothing_is_refused(tmp_path, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    with pytest.raises(TechniqueError, match="called the network not once"):
+        run(["idle"], tmp_path)
+
+
+@pytest.mark.parametrize("name", registry.technique_names())
+def test_every_technique_has_three_settings_that_its_config_takes(name):
+    if "toy" not in registry.technique_class(name).PRESETS:
+        pytest.skip(f"{name} has no preset at toy size yet")
+    found = choices(name, "toy")
+    base = registry.preset(name, "toy")
+    made = {label: base.override(choice.config, **choice.training) for label, choice in found.items()}
+    assert len(made) == 3 and "preset" in made
+    assert len({repr((p.config, p.training)) for p in made.values()}) == 3  # three different ones
+
+
+def test_test_prompts_are_held_out_and_fixed():
+    from surveylib.worlds.shapes.prompts import is_held_out
+
+    test, validation = prompts_of("test", "toy", Protocol()), prompts_of("validation", "toy", Protocol())
+    assert all(is_held_out(p.spec.spec) for p in test) and not any(is_held_out(p.spec.spec) for p in validation)
+    assert test == prompts_of("test", "toy", Protocol()) and len(test) == 140
+    assert BUDGETS["toy"].training == 50_000
+
+
+def test_ddpo_is_measured(tmp_path, monkeypatch):
+    short = registry.preset("ddpo", "toy").override({"steps": 4}, samples=8, samples_per_prompt=4, sample_batch=8)
+    monkeypatch.setitem(registry.technique_class("ddpo").PRESETS, "toy", short)
+    found = run(["ddpo"], tmp_path, budget=Budget(300, 320))[-1]
+    assert found["training_run"]["epochs"] == 2  # 8 x 4 x 2 calls to collect, three times that to learn: 256 an epoch
+    assert found["training_run"]["ledger"]["equivalents"] == 512
+    assert found["test"]["path_kl"]["value"] > 0 and 0 < found["test"]["win_rate"]["gold"]["value"] < 1
+    assert found["training_run"]["history"][0]["reward"] != 0
