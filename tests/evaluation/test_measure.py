@@ -92,6 +92,8 @@ def test_the_proxy_chooses_and_only_the_chosen_setting_is_tested(measured):
     proxies = {name: r["validation"]["proxy"]["value"] for name, r in found.items()}
     assert proxies["weak"] == proxies["preset"] > proxies["strong"]  # negatives please nobody
     assert [name for name, r in found.items() if "test" in r] == ["weak"]
+    # half strength changes nothing: the plain sampler from the base model's noise
+    assert found["weak"]["test"]["scores"] == row(measured, "base-seed0-shapes-sd")["test"]["scores"]
     assert found["weak"]["training"] is None and "training_run" not in found["weak"]
     assert "path_kl" not in found["weak"]["test"]
 
