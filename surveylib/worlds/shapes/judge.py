@@ -92,7 +92,7 @@ def agreement(group: Group, thing: Seen) -> tuple[dict[str, float], bool]:
     holds = thing.shape == group.shape
     if group.colour:
         scores["colour"] = thing.colour_scores[group.colour]
-        holds = holds and thing.colour == group.colour
+        holds = holds and thing.is_called(group.colour)
     if group.size:
         scores["size"] = thing.size_scores[group.size]
         holds = holds and thing.size == group.size
@@ -197,7 +197,7 @@ def _reason(spec: Spec, reading: Reading, found: _Match) -> str:
         thing = reading.things[i]
         for name in ("shape", "colour", "size"):
             asked = getattr(group, name)
-            if asked and getattr(thing, name) != asked:
+            if asked and not thing.has(name, asked):
                 wrong.append(f"{name} of a {_named(thing)} should be {asked}")
     if spec.relation and found.relation <= POSITION_COSINE:
         wrong.append(f"the first group is not {spec.relation} the second")

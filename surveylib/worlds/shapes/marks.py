@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from surveylib.worlds.shapes.fitting import best_shapes, legible
 from surveylib.worlds.shapes.judge import POSITION_COSINE, match
 from surveylib.worlds.shapes.looks import Looks
 from surveylib.worlds.shapes.prompts import COUNTS, Spec
 from surveylib.worlds.shapes.quality import CHROMA, EDGE, TEXTURE, edge_widths
 from surveylib.worlds.shapes.reading import (
-    LEAST_FIT,
     Planes,
     Reading,
     Seen,
     find_things,
     planes,
-    quality_of_fit,
     strengths,
 )
 from surveylib.worlds.shapes.scenes import BACKGROUNDS, CANVAS, COLOURS, SHAPES, SIZES
@@ -63,7 +62,7 @@ def faults(reading: Reading, spec: Spec, counts: bool = True) -> list[Fault]:
         own = [i for i, slot in zip(found.chosen, slots) if slot == k and i < len(things)]
         for name in ("shape", "colour", "size"):
             asked = getattr(group, name)
-            wrong = tuple(i for i in own if asked and getattr(things[i], name) != asked)
+            wrong = tuple(i for i in own if asked and not things[i].has(name, asked))
             if wrong or (asked and not own):
                 out.append(Fault(f"{name} {k + 1}", wrong))
         spare = _spare_of(reading, spec, found.chosen, k)
@@ -160,13 +159,13 @@ def artifact_maps(pictures: Tensor) -> Tensor:
         return torch.zeros(0, CANVAS, CANVAS)
     view = planes(pictures)
     regions, fits = find_things(view)
-    best = fits.cosine.argmax(1, keepdim=True)
+    best = best_shapes(fits)[:, None]
     x, y, r, visible = (v.gather(1, best)[:, 0] for v in (fits.x, fits.y, fits.r, fits.visible))
     flaws = torch.stack([
         _flaw(edge_widths(regions.soft), *EDGE),
         _flaw(strengths(regions.chroma), CHROMA[1], CHROMA[0]),
         _flaw(visible, 1.0, 0.0),
-        (quality_of_fit(regions, fits) < LEAST_FIT).float(),
+        (~legible(regions, fits)).float(),
     ]).amax(0)
     heat = torch.zeros(len(pictures), CANVAS, CANVAS)
     things = torch.zeros_like(heat, dtype=torch.bool)

@@ -100,6 +100,15 @@ def test_verdicts_on_one_picture_and_the_part_that_fails(text, passed, part):
         assert found.parts[part] <= 0.5
 
 
+def test_a_thing_of_two_colours_passes_only_where_no_colour_is_asked():
+    picture = scene(("square", "purple", 32, 32, 11))
+    picture[:, :, :, 32:] = scene(("square", "green", 32, 32, 11))[:, :, :, 32:]
+    texts = ("a square", "a purple square", "a green square", "a circle")
+    assert [passes(picture, text).item() for text in texts] == [True, False, False, False]
+    found, = judge(picture, "a purple square")
+    assert found.readable and "colour" in found.reason and found.parts["colour 1"] == 0
+
+
 def test_relation_is_geneval_s_rule():
     centre = ("square", "blue", 30, 30, 7)
     cases = {(10, 30): {"left of"}, (50, 52): {"right of", "below"}, (30, 10): {"above"}, (10, 24): {"left of"}}

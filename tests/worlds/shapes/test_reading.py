@@ -6,8 +6,9 @@ import torch
 from scenes_for_tests import draw, noisy, pale
 
 from surveylib.worlds.shapes.data import blur
-from surveylib.worlds.shapes.reading import differences, moments, read
-from surveylib.worlds.shapes.render import render
+from surveylib.worlds.shapes.fitting import limbs, moments
+from surveylib.worlds.shapes.reading import differences, read
+from surveylib.worlds.shapes.render import DISTANCES, coverage, render
 from surveylib.worlds.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, Thing
 
 N = 240
@@ -88,12 +89,20 @@ def _grid():
     return torch.meshgrid(line, line, indexing="ij")
 
 
+def _drawn(distance, colour, picture=None):
+    """A signed distance field painted as the renderer paints; colour (3,) or (3, 64, 64)."""
+    picture = torch.ones(3, 64, 64) if picture is None else picture
+    cover, colour = (0.5 - distance).clamp(0, 1), torch.as_tensor(colour).reshape(3, -1)
+    colour = colour.reshape(3, 64, 64) if colour.shape[1] > 1 else colour[:, :, None]
+    return cover * colour + (1 - cover) * picture
+
+
 def test_touching_things_of_two_colours_are_two():
     scene = Scene((Thing("square", "red", 22, 32, 10), Thing("circle", "blue", 41.5, 32, 10)))
     assert differences(read(render([scene]))[0], scene) == []
 
 
-UNREADABLE = ("two colours", "no shape", "merged", "no colour", "coloured background", "crowd", "restless")
+UNREADABLE = ("no shape", "near tie", "merged", "no colour", "coloured background", "crowd", "restless")
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
@@ -101,12 +110,12 @@ def test_unreadable_pictures_say_why(kind):
     y, x = _grid()
     picture = torch.ones(3, 64, 64)
     disc = (x - 32).square() + (y - 32).square() < 100
-    if kind == "two colours":
-        _paint(picture, disc & (x < 32), COLOURS["red"])
-        _paint(picture, disc & (x >= 32), COLOURS["blue"])
-        message = "no colour of the palette"
-    elif kind == "no shape":
+    if kind == "no shape":
         _paint(picture, ((x - 32).abs() < 13) & ((y - 32).abs() < 4), COLOURS["green"])
+        message = "fit no shape"
+    elif kind == "near tie":  # half-way between a circle and a cross
+        edge = 9 * (1 + 0.15 * torch.cos(4 * torch.atan2(y - 32, x - 32)))
+        picture = _drawn(torch.hypot(x - 32, y - 32) - edge, COLOURS["orange"])
         message = "fit no shape"
     elif kind == "merged":
         for centre in (22, 38):
@@ -129,6 +138,67 @@ def test_unreadable_pictures_say_why(kind):
         message = ""
     reading, = read(picture[None])
     assert not reading.readable and message in reading.reason and reading.reason
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_thing_of_two_hues_keeps_its_shape_and_has_no_colour(shape):
+    y, x = _grid()
+    first, second = (torch.tensor(COLOURS[name])[:, None, None] for name in ("purple", "green"))
+    hues = torch.where(x < 32, first, second)
+    reading, = read(_drawn(DISTANCES[shape](x - 32, y - 32, torch.tensor(10.0)), hues)[None])
+    assert reading.readable and [(t.shape, t.colour) for t in reading.things] == [(shape, None)]
+    assert not reading.things[0].is_called("purple") and not reading.things[0].is_called("green")
+
+
+def test_a_strong_thing_does_not_hide_a_pale_one():
+    y, x = _grid()
+    strong = render([Scene((Thing("ring", "yellow", 20, 32, 11),))])[0]
+    for share in (0.25, 0.35, 0.6):
+        pale = share * torch.tensor(COLOURS["green"]) + 1 - share
+        picture = _drawn(DISTANCES["square"](x - 46, y - 32, torch.tensor(8.0)), pale, strong)
+        found = {(t.shape, t.colour) for t in read(picture[None])[0].things}
+        assert found == {("ring", "yellow"), ("square", "green")}, share
+
+
+def test_a_tilted_star_is_still_a_star():
+    y, x = _grid()
+    for angle in np.deg2rad([-14.0, -8.0, 8.0, 14.0]):
+        across = np.cos(angle) * (x - 32) + np.sin(angle) * (y - 32)
+        down = np.cos(angle) * (y - 32) - np.sin(angle) * (x - 32)
+        reading, = read(_drawn(DISTANCES["star"](across, down, torch.tensor(10.0)), COLOURS["blue"])[None])
+        assert reading.readable and [t.shape for t in reading.things] == ["star"], angle
+
+
+def test_limbs_are_five_for_a_star_and_four_for_a_cross():
+    middle = torch.tensor([32.0])
+    found = {shape: limbs(coverage(shape, middle, middle, torch.tensor([11.0])))[0].tolist() for shape in SHAPES}
+    assert found["star"][1] > 0.45 and found["star"][0] < 0.05
+    assert found["cross"][0] > 0.45 and found["cross"][1] < 0.05
+    assert max(found["circle"] + found["ring"]) < 0.02
+
+
+def test_a_rounded_square_is_no_circle():
+    y, x = _grid()
+    names = []
+    for power in (2.0, 2.5, 3.4, 4.0, 6.0):  # 3.4 is nearer to the circle by area, but has flat sides
+        edge = ((x - 32).abs() ** power + (y - 32).abs() ** power) ** (1 / power) - 9.0
+        names.append(read(_drawn(edge, COLOURS["blue"])[None])[0].things[0].shape)
+    assert names == ["circle", "circle", "square", "square", "square"]
+
+
+def test_a_hue_between_two_goes_by_both_names_and_by_no_third():
+    names = list(COLOURS)
+    y, x = _grid()
+    disc = torch.hypot(x - 32, y - 32) - 9
+    for first, second in (("blue", "purple"), ("orange", "yellow"), ("cyan", "blue")):
+        a, b = (torch.tensor(COLOURS[name]) for name in (first, second))
+        unit = [hue / hue.norm() for hue in (a - a.mean(), b - b.mean())]
+        for share, both in ((0.0, False), (0.3, False), (0.5, True), (0.7, False), (1.0, False)):
+            hue = (1 - share) * unit[0] + share * unit[1]
+            thing, = read(_drawn(disc, (0.55 + 0.45 * hue / hue.abs().max()).clamp(0, 1))[None])[0].things
+            called = {name for name in names if thing.is_called(name)}
+            assert called == ({first, second} if both else {first if share < 0.5 else second}), (first, second, share)
+            assert max(thing.colour_scores, key=thing.colour_scores.get) == thing.colour
 
 
 def test_a_thing_does_not_depend_on_the_batch(drawn):
