@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from surveylib.alignment.preferences import SMALL
 from surveylib.alignment.run import Recipe, rehearsed
 from surveylib.diffusion.zoo import CHECKPOINTS
 from surveylib.evaluation.protocol import Budget, Protocol, choices, prompts_of
@@ -32,6 +33,7 @@ from surveylib.techniques.registry import preset, technique_class
 FORMAT = 1
 BASE = "base"
 RULES = "surveylib.techniques"
+JUDGE = ("surveylib.worlds.shapes.judge", "surveylib.worlds.shapes")
 ROWS, PICTURES = Path("book/measurements"), "pictures"
 LIBRARIES = ("surveylib", "torch", "diffusers", "transformers", "peft", "numpy")
 Row = dict[str, Any]
@@ -90,7 +92,8 @@ class Plan:
             rule = rule_hash(technique_class(self.technique).__module__)
             if self.kind == "sampling":
                 parts["training"] = None
-        hashes = {"rule": rule, "model": artefact_hash(parts["model"]), "reward": artefact_hash(parts["reward"])}
+        hashes = {"rule": rule, "model": artefact_hash(parts["model"]), "reward": artefact_hash(parts["reward"]),
+                  "gold": rule_hash(*JUDGE) if self.scale == "toy" else None}
         for part in ("validation", "test"):
             texts = [prompt.text for prompt in prompts_of(part, self.scale, self.protocol)]
             hashes[part] = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
@@ -113,7 +116,8 @@ def rule_hash(module: str, package: str = RULES) -> str:
             continue
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
         seen[name] = ast.dump(bare(tree))
-        todo += [found for found in imports(tree, spec) if found == package or found.startswith(package + ".")]
+        todo += [found for found in imports(tree, spec, package) if found == package
+                 or found.startswith(package + ".")]
     text = "\n".join(f"{name} {seen[name]}" for name in sorted(seen))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -131,7 +135,7 @@ def bare(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def imports(tree: ast.Module, spec: Any) -> Iterator[str]:
+def imports(tree: ast.Module, spec: Any, package: str) -> Iterator[str]:
     """Names of modules that may be imported; names in a ``from`` import may be modules too."""
     inside = spec.name if spec.submodule_search_locations else spec.name.rpartition(".")[0]
     for node in ast.walk(tree):
@@ -141,22 +145,25 @@ def imports(tree: ast.Module, spec: Any) -> Iterator[str]:
             home = importlib.util.resolve_name("." * node.level + (node.module or ""), inside)
             yield home
             for alias in node.names:
-                if _is_module(f"{home}.{alias.name}"):
+                if _is_module(f"{home}.{alias.name}", package):
                     yield f"{home}.{alias.name}"
 
 
-def _is_module(name: str) -> bool:
+def _is_module(name: str, package: str) -> bool:
     try:
-        return name.startswith(RULES) and importlib.util.find_spec(name) is not None
+        return name.startswith(package) and importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
 
 
 def artefact_hash(name: str | None) -> str | None:
-    """16 hexadecimal digits of a shipped model's or reward's folder, or of a shipped data file; None for others."""
+    """16 hexadecimal digits of a shipped model's or reward's folder, or of the shipped records; None for
+    others."""
     if name is None:
         return None
-    for place in (CHECKPOINTS / name, store.CHECKPOINTS / name, CHECKPOINTS.parent / f"{name}.parquet"):
+    if name == "shapes-small":
+        return path_hash(SMALL)
+    for place in (CHECKPOINTS / name, store.CHECKPOINTS / name):
         if place.exists():
             return path_hash(place)
     return None

@@ -54,7 +54,7 @@ def test_a_row_holds_what_a_repetition_needs(measured):
     found = row(measured, "still-seed0-slow")
     assert found["config"] == {"push": 0.0} and found["training"]["lr"] == pytest.approx(1e-3 / 3)
     assert found["model"] == "shapes-sd" and found["reward"] == "shapes-pickscore"
-    assert all(len(found["hashes"][k]) == 16 for k in ("rule", "model", "reward", "validation", "test"))
+    assert all(len(found["hashes"][k]) == 16 for k in ("rule", "model", "reward", "gold", "validation", "test"))
     assert found["training_run"]["ledger"]["equivalents"] == 48 and found["training_run"]["epochs"] == 4
     assert [epoch["equivalents"] for epoch in found["training_run"]["history"]] == [12, 24, 36, 48]
     assert found["hardware"]["cores"] >= 1 and found["versions"]["torch"] == torch.__version__
@@ -207,7 +207,6 @@ def test_the_rule_hash_sees_code_and_not_words(tmp_path, monkeypatch):
     (package / "shared.py").write_text("X = 1\n")
     rule = package / "rule.py"
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(row_files, "RULES", "little")
 
     def hashed(text, shared="X = 1\n"):
         rule.write_text(text)
@@ -230,6 +229,18 @@ def test_the_rule_hash_sees_code_and_not_words(tmp_path, monkeypatch):
 def test_the_rule_of_a_technique_takes_in_its_neighbours():
     ddpo = row_files.rule_hash("surveylib.techniques.policy_gradient.ddpo")
     assert ddpo != row_files.rule_hash("surveylib.techniques.policy_gradient.dpok") and len(ddpo) == 16
+
+
+def test_shipped_records_and_folders_have_hashes(tmp_path):
+    known = [row_files.artefact_hash(name) for name in ("shapes-sd", "shapes-pickscore", "shapes-small")]
+    assert all(len(found) == 16 for found in known) and len(set(known)) == 3
+    assert row_files.artefact_hash("sd1.5") is None
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    first = row_files.path_hash(tmp_path / "model")
+    (tmp_path / "model" / "weights").write_text("2")
+    row_files.path_hash.cache_clear()
+    assert row_files.path_hash(tmp_path / "model") != first
 
 
 def test_a_damaged_row_is_named(tmp_path):
