@@ -79,11 +79,20 @@ def test_unknown_names_list_the_known():
 def test_registered_names_load(monkeypatch):
     monkeypatch.setattr("surveylib.rewards.registry._FACTORIES", {})
     register_reward("bright", "surveylib.rewards.handmade:Brightness")
-    assert reward_names() == ("bright",) and load_reward("bright", device="cpu").name == "brightness"
+    assert reward_names() == ("bright", *shipped_rewards())
+    assert load_reward("bright", device="cpu").name == "brightness"
     with pytest.raises(ValueError, match="is taken"):
         register_reward("bright", "surveylib.rewards.handmade:Colourfulness")
     with pytest.raises(ValueError, match="module:callable"):
         register_reward("other", "surveylib.rewards.handmade")
+
+
+def test_learned_and_tiny_rewards_load_under_their_names():
+    for name in [*shipped_rewards(), "tiny-pickscore"]:
+        scores = load_reward(name)(torch.rand(2, 3, 64, 64), ["a red circle", "a blue square"])
+        assert scores.shape == (2,)
+    with pytest.raises(ValueError, match="unknown reward 'shapes-nothing'"):
+        load_reward("shapes-nothing")
 
 
 @pytest.mark.parametrize("name", ["jpeg_compressibility", "jpeg_incompressibility", "brightness", "colourfulness",
