@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from surveylib.rewards import FunctionReward, Reward, RewardError, load_reward, register_reward, reward_names
+from surveylib.rewards.learned.store import shipped_rewards
 
 
 def mean(images, prompts):
