@@ -20,6 +20,7 @@ _CLASSES: dict[str, str] = {
     "adjoint_matching": f"{_HOME}.reward_gradient.adjoint_matching:AdjointMatching",
     "diffusion_dpo": f"{_HOME}.preference.diffusion_dpo:DiffusionDPO",
     "diffusion_kto": f"{_HOME}.preference.diffusion_kto:DiffusionKTO",
+    "d3po": f"{_HOME}.preference.d3po:D3PO",
     "rankdpo": f"{_HOME}.preference.rankdpo:RankDPO",
     "best_of_n": f"{_HOME}.test_time.best_of_n:BestOfN",
     "fk_steering": f"{_HOME}.test_time.fk_steering:FKSteering",
