@@ -1,161 +1,156 @@
-"""D3PO: its rule, its pairs, its reference."""
+"""Rule, identities, bad input and a short run of D3PO."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from surveylib.alignment.engine import align
-from surveylib.diffusion.dynamics import DDIM
 from surveylib.diffusion.lora import add_lora
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.techniques.contract import Draw, TechniqueError, Training
-from surveylib.techniques.paths import sample_paths
 from surveylib.techniques.preference.d3po import D3PO, D3POConfig, d3po_loss
+from surveylib.techniques.registry import make
 
-TRAINING = Training(epochs=2, samples=4, micro_batch=3, sample_batch=2, lora_rank=2, lr=1e-2)
-PROMPTS = ["a cat", "a dog"]
-
-
-def brightness() -> FunctionReward:
-    return FunctionReward(lambda pictures, prompts: pictures.mean((1, 2, 3)), "brightness", False, False)
+BRIGHT = FunctionReward(lambda pictures, prompts: pictures.mean((1, 2, 3)), "brightness", False, False)
+FLAT = FunctionReward(lambda pictures, prompts: 0 * pictures.mean((1, 2, 3)) + 0.3, "flat", False, False)
+D = D3PO(D3POConfig(steps=4, guidance=2.0))
 
 
-def technique(**options) -> D3PO:
-    return D3PO(D3POConfig(**{"steps": 4, "guidance": 1.5} | options))
-
-
-def moved_policy(name: str = "tiny-sd"):
-    """A model with an adapter that does something, so that policy and reference differ."""
-    model = load_model(name)
+def policy(moved: float = 0.0):
+    model = load_model("tiny-sd")
     add_lora(model, 2)
+    noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.trainable_parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+            p.add_(moved * torch.randn(p.shape, generator=noise))
     return model
 
 
-def test_the_rule_by_hand():
-    change = torch.tensor([[0.05, -0.03]])
-    for answer, sign in ((1.0, -1), (-1.0, 1)):
-        found = d3po_loss(change, torch.tensor([answer]), 2.0, 0.1)
-        assert found.item() == pytest.approx(math.log1p(math.exp(sign * 2 * 0.08)), rel=1e-5)
-    outside = d3po_loss(torch.tensor([[0.7, -0.9]]), torch.tensor([1.0]), 2.0, 0.1)
-    assert outside.item() == pytest.approx(math.log1p((0.9 / 1.1) ** 2), rel=1e-5)
+def collected(model, reward=BRIGHT):
+    return D.collect(model, Draw.of(["a", "b"], per_prompt=2, seed=1), reward)
 
 
-def test_gradient_at_the_start_swap_and_tie():
-    change = torch.zeros(3, 2, requires_grad=True)
-    losses = d3po_loss(change, torch.tensor([1.0, -1.0, 0.0]), 0.4, 0.1)
-    assert torch.allclose(losses, torch.full((3,), math.log(2)))
-    losses.sum().backward()
-    assert torch.allclose(change.grad, torch.tensor([[-0.2, 0.2], [0.2, -0.2], [0.0, 0.0]]))  # beta sigmoid(0)
+def gradient(model, losses):
+    found = torch.autograd.grad(losses.mean(), model.trainable_parameters(), allow_unused=True)
+    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
+                      for g, p in zip(found, model.trainable_parameters())])
 
 
-def test_no_gradient_outside_of_the_clamp():
-    change = torch.tensor([[0.2, 0.05], [0.05, -0.2], [0.05, 0.04]], requires_grad=True)
-    d3po_loss(change, torch.ones(3), 1.0, 0.1).sum().backward()
-    assert (change.grad != 0).tolist() == [[False, True], [True, False], [True, True]]
+def test_a_pair_shares_its_start_and_nothing_else_and_the_brighter_one_is_preferred():
+    model = policy()
+    batch = collected(model)
+    assert batch.steps["x"].shape == (4, batch.n_steps, 2, *model.latent_shape)
+    assert batch.steps["x_next"].shape == batch.steps["x"].shape and batch.steps["t"].shape == (4, batch.n_steps)
+    x = batch.steps["x"]
+    assert torch.equal(x[:, 0, 0], x[:, 0, 1]) and not torch.isclose(x[:, 1, 0], x[:, 1, 1]).all()
+    assert not torch.isclose(x[0, 0], x[1, 0]).all()  # samples of a prompt do not
+    ends = batch.steps["x_next"][:, -1]
+    assert batch.n_steps == D.config.steps  # the last step of this schedule has noise, so these are the pictures
+    with torch.no_grad():
+        first, second = (BRIGHT(model.decode(ends[:, i], clamp=True), ["a"] * 4) for i in (0, 1))
+    assert torch.equal(batch.samples["h"], torch.sign(first - second))
+    assert batch.samples["h"].abs().min() == 1
 
 
-@pytest.mark.parametrize("name", ["tiny-sd", "tiny-sdxl", "tiny-sd3", "tiny-flux"])
-def test_runs_on_every_family_and_starts_at_the_reference(name):
-    first, second = align(load_model(name), technique(), brightness(), PROMPTS, TRAINING)
-    assert first.metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
-    assert first.metrics["implicit_accuracy"] == pytest.approx(0.5) and first.metrics["ties"] == 0
-    assert first.metrics["grad_norm"] > 0 and math.isfinite(second.metrics["loss"])
+def test_starts_at_log_two_and_half():
+    model = policy()
+    losses, metrics = D.loss(model, collected(model).all_items(), BRIGHT, {})
+    assert torch.allclose(losses, torch.full_like(losses, math.log(2)))
+    assert (metrics["implicit_accuracy"] == 0.5).all() and not metrics["clipped"].any()
+    assert gradient(model, losses).norm() > 0
 
 
-def test_repeated_passes_raise_the_implicit_accuracy():
-    training = Training(epochs=1, samples=4, passes=12, micro_batch=12, sample_batch=4, lora_rank=4, lr=3e-3)
-    (progress,) = align(load_model("tiny-sd"), technique(), brightness(), PROMPTS, training)
-    assert progress.metrics["implicit_accuracy"] > 0.7 and progress.metrics["loss"] < math.log(2)
+def test_the_first_step_of_descent_favours_the_preferred_path():
+    log_prob = torch.zeros(2, 2, requires_grad=True)
+    d3po_loss(log_prob, torch.zeros(2, 2), torch.tensor([1.0, -1.0]), 0.1, 0.1).sum().backward()
+    assert torch.allclose(log_prob.grad, torch.tensor([[-0.05, 0.05], [0.05, -0.05]]))
 
 
-def test_a_pair_shares_its_start_and_is_two_rollouts():
-    model, method = load_model("tiny-sd"), technique()
-    draw = Draw.of(PROMPTS, seed=5, batch=1)
-    batch = method.collect(model, draw, brightness())
-    x, x_next = batch.steps["x"], batch.steps["x_next"]
-    assert x.shape[:3] == (2, batch.n_steps, 2) and batch.steps["t"].shape == (2, batch.n_steps)
-    assert torch.equal(x[:, 0, 0], x[:, 0, 1]) and not torch.allclose(x_next[:, 0, 0], x_next[:, 0, 1])
-    assert torch.equal(x[:, 1:], x_next[:, :-1])  # no step is left out in between
-    start = model.initial_noise(2, draw.generators("start"))
-    second = sample_paths(model, model.encode(PROMPTS), dynamics=DDIM(1.0), steps=4, guidance=1.5, start=start,
-                          generators=draw.generators("second"))
-    assert torch.allclose(x_next[:, 0, 1], second.x[:, 1], atol=1e-5)
+def test_value_of_the_rule_inside_the_band():
+    log_prob = torch.tensor([[0.04, -0.02]])
+    found = d3po_loss(log_prob, torch.zeros(1, 2), torch.ones(1), 5.0, 0.1)
+    assert found.item() == pytest.approx(math.log1p(math.exp(-5 * 0.06)), rel=1e-5)
 
 
-def test_the_answer_is_the_higher_reward():
-    model, method = load_model("tiny-sd"), technique()
-    rewards = []
-
-    def remembered(pictures, prompts):
-        rewards.append(pictures.mean((1, 2, 3)))
-        return rewards[-1]
-
-    batch = method.collect(model, Draw.of(PROMPTS * 2, seed=5), FunctionReward(remembered, "seen", False, False))
-    first, second = rewards
-    assert torch.equal(batch.samples["answer"], torch.sign(first - second))
-    assert torch.allclose(batch.pictures.mean((1, 2, 3)), torch.maximum(first, second))
-    worse = FunctionReward(lambda pictures, prompts: -pictures.mean((1, 2, 3)), "dark", False, False)
-    swapped = method.collect(model, Draw.of(PROMPTS * 2, seed=5), worse)
-    assert torch.equal(swapped.samples["answer"], -batch.samples["answer"])
-
-
-def test_swapping_both_paths_and_the_answer_changes_nothing():
-    model, method = moved_policy(), technique()
-    items = method.collect(model, Draw.of(PROMPTS, seed=5), brightness()).all_items()
-    losses, _ = method.loss(model, items, None, {})
-    values = dict(items.values) | {"x": items["x"].flip(1), "x_next": items["x_next"].flip(1)}
-    swapped, _ = method.loss(model, type(items)(items.condition, values, items.keys), None, {})
-    assert (losses - math.log(2)).abs().min() > 1e-6
-    assert torch.allclose(torch.exp(-losses) + torch.exp(-swapped), torch.ones(len(items)), atol=1e-5)  # P + (1 - P)
-    values["answer"] = -values["answer"]
-    both, _ = method.loss(model, type(items)(items.condition, values, items.keys), None, {})
+def test_swapping_a_pair_with_its_label_changes_nothing_and_without_it_flips_the_margin():
+    model = policy(0.05)
+    items = collected(model).all_items()
+    kept = {"t": items["t"], "s": items["s"]}
+    swapped = {name: items[name].flip(1) for name in ("x", "x_next")} | kept
+    losses, metrics = D.loss(model, items, BRIGHT, {})
+    both, _ = D.loss(model, replace(items, values=swapped | {"h": -items["h"]}), BRIGHT, {})
+    one, flipped = D.loss(model, replace(items, values=swapped | {"h": items["h"]}), BRIGHT, {})
+    assert metrics["margin"].abs().min() > 1e-4
+    assert torch.allclose(flipped["margin"], -metrics["margin"], rtol=1e-2, atol=1e-5)
     assert torch.allclose(both, losses, atol=1e-6)
+    assert torch.equal(flipped["implicit_accuracy"], 1 - metrics["implicit_accuracy"])
+    assert torch.equal(metrics["implicit_accuracy"] == 1, losses < math.log(2))  # the right order costs less
+    assert torch.equal(flipped["implicit_accuracy"] == 1, one < math.log(2))
 
 
-def test_ties_move_nothing():
-    constant = FunctionReward(lambda pictures, prompts: 0 * pictures.mean((1, 2, 3)), "constant", False, False)
-    model = load_model("tiny-sd")
-    (progress,) = align(model, technique(), constant, PROMPTS, Training(epochs=1, samples=2, lora_rank=2))
-    assert progress.metrics["ties"] == 1 and progress.metrics["grad_norm"] == 0
-    assert progress.metrics["loss"] == pytest.approx(math.log(2))
+def test_ties_give_no_gradient():
+    model = policy(0.05)
+    batch = collected(model, FLAT)
+    assert batch.metrics["ties"] == 1 and not batch.samples["h"].any()
+    losses, metrics = D.loss(model, batch.all_items(), FLAT, {})
+    assert torch.allclose(losses, torch.full_like(losses, math.log(2)))
+    assert gradient(model, losses).abs().max() == 0 and (metrics["implicit_accuracy"] == 0.5).all()
 
 
-def test_the_reference_is_the_model_without_adapter_and_carries_no_gradient():
-    model, method = load_model("tiny-sd"), technique()
-    model.network.requires_grad_(True)
-    model.snapshot("reference")
-    stored = [p for snapshot in model.snapshots.values() for p in snapshot.values()]
+def test_no_gradient_outside_the_band():
+    log_prob = torch.tensor([[0.09, -0.09], [0.2, -0.2], [-0.2, 0.0]], requires_grad=True)
+    d3po_loss(log_prob, torch.zeros(3, 2), torch.ones(3), 0.1, 0.1).sum().backward()
+    assert (log_prob.grad != 0).tolist() == [[True, True], [False, False], [False, True]]
+
+
+def test_reference_carries_no_gradient():
+    log_prob, reference = torch.zeros(3, 2, requires_grad=True), torch.full((3, 2), 0.01, requires_grad=True)
+    d3po_loss(log_prob, reference, torch.ones(3), 0.1, 0.1).sum().backward()
+    assert reference.grad is None and log_prob.grad.abs().min() > 0
+
+
+def test_the_reference_is_asked_without_gradient_and_does_not_follow_the_policy(monkeypatch):
+    """The second question about a step goes to the reference: same answer before and after the policy moves."""
+    asked, original = [], D3PO._log_prob
+
+    def watched(self, model, items):
+        found = original(self, model, items)
+        asked.append(found)
+        return found
+
+    monkeypatch.setattr(D3PO, "_log_prob", watched)
+    model = policy()
+    items = collected(model).all_items()
+    D.loss(model, items, BRIGHT, {})
     with torch.no_grad():
         for p in model.trainable_parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    items = method.collect(model, Draw.of(PROMPTS, seed=5), brightness()).all_items()
-    policy = method._log_prob(model, items)
-    with model.reference():
-        constant = method._log_prob(model, items).detach()
-    wanted = d3po_loss(policy - constant, items["answer"], 0.1, 0.1).mean()
-    losses, _ = method.loss(model, items, None, {})
-    assert losses.mean().item() == pytest.approx(wanted.item(), abs=1e-6)
-    parameters = [p for p in model.trainable_parameters() if p.requires_grad]
-    found = torch.autograd.grad(losses.mean(), parameters, allow_unused=True)
-    right = torch.autograd.grad(wanted, parameters, allow_unused=True)
-    assert all(a is b is None or torch.allclose(a, b, atol=1e-6) for a, b in zip(found, right))
-    assert stored and not any(p.requires_grad for p in stored)
+            p.add_(0.05)
+    D.loss(model, items, BRIGHT, {})
+    assert [found.requires_grad for found in asked] == [True, False, True, False]
+    assert torch.equal(asked[1], asked[3]) and not torch.allclose(asked[0], asked[2], atol=1e-4)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"beta": 0.0}, "beta=0"), ({"beta": -1.0}, "beta=-1"), ({"eta": 0.0}, "eta=0"), ({"clip": 0.0}, "clip=0"),
-    ({"steps": 1}, "steps=1"),
+def test_short_run_through_align():
+    training = Training(epochs=2, samples=4, samples_per_prompt=2, micro_batch=3, sample_batch=3, lora_rank=2)
+    technique = make("d3po", D3POConfig(steps=3, guidance=2.0))
+    first, second = align(load_model("tiny-sd"), technique, BRIGHT, ["a", "b"], training)
+    assert first.metrics["loss"] == pytest.approx(math.log(2)) and first.metrics["implicit_accuracy"] == 0.5
+    assert math.isfinite(second.metrics["loss"]) and second.metrics["grad_norm"] > 0
+    assert second.metrics["margin"] != 0
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"beta": 0.0}, "beta=0"), ({"beta": -1.0}, "beta=-1"), ({"eta": 0.0}, "eta=0"), ({"clip": 1.0}, "clip=1"),
+    ({"steps": 0}, "steps=0"),
 ])
-def test_bad_settings_are_refused(options, words):
-    with pytest.raises(TechniqueError, match=words):
-        D3POConfig(**options)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(TechniqueError, match=message):
+        D3POConfig(**settings)
 
 
-def test_recorded_pairs_are_refused():
-    with pytest.raises(TechniqueError, match="reward"):
-        next(align(load_model("tiny-sd"), D3PO(), object(), PROMPTS, TRAINING))
+def test_recorded_data_are_refused():
+    with pytest.raises(TechniqueError, match="learns from a reward"):
+        next(align(load_model("tiny-sd"), D, object(), ["a"], Training()))
