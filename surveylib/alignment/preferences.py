@@ -4,6 +4,7 @@
 name                        what
 ==========================  =================================================================================
 ``shapes-small``            the shipped records of the Shapes world (simulated people)
+``shapes-own``              pictures of the model itself over training prompts, answered by the learned proxy
 ``file.parquet``, ``.jsonl``  records in the library's one schema, such as the annotation widget writes
 ``pickapic_v1`` ...         a public data set (`surveylib.feedback.datasets.CARDS`), its first records, streamed
 ``tiny-...``                a few pictures of the model itself, labelled by brightness: for rehearsals
@@ -20,6 +21,8 @@ from torch import Tensor
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.feedback.datasets import CARDS, load
 from surveylib.feedback.records import read_records
+from surveylib.rewards.contract import Reward
+from surveylib.rewards.registry import load_reward
 from surveylib.techniques.contract import TechniqueError
 from surveylib.techniques.preference.data import RecordedPreferences, from_records, sampled
 from surveylib.worlds.shapes import preferences as shapes
@@ -29,6 +32,8 @@ SUFFIXES = (".parquet", ".jsonl")
 ALIASES = {"pickapic": "pickapic_v1"}
 PROMPTS = ("a cat", "a dog", "a bird", "a fish")
 MOST = 10_000  # records of a public data set that are kept in memory
+OWN_PROMPTS = {"pairs": 160, "rankings": 80, "binary": 320}  # 320 pictures of each kind
+OWN_PROXY = "shapes-pickscore"
 
 
 def load_preferences(name: str, kind: str, model: DiffusionModel, most: int = MOST) -> RecordedPreferences:
@@ -46,6 +51,8 @@ def load_preferences(name: str, kind: str, model: DiffusionModel, most: int = MO
     if name.startswith("tiny-"):
         k = {"pairs": 2, "rankings": 3, "binary": 1}[kind]
         return sampled(model, PROMPTS, _brightness, kind=kind, k=k, steps=2, guidance=1.0)
+    if name == "shapes-own":
+        return own_preferences(model, kind)
     if name == "shapes-small":
         records = [record for record in read_records(SMALL) if record.kind in ("pair", "ranking", "binary")]
         return from_records(records, kind, size=size)
@@ -58,6 +65,30 @@ def load_preferences(name: str, kind: str, model: DiffusionModel, most: int = MO
         raise TechniqueError(f"unknown preference data {name!r}: shapes-small, a file ending in "
                              f"{' or '.join(SUFFIXES)}, or one of {', '.join(k for k, c in CARDS.items() if c.module)}")
     return from_records(islice(load(key), most), kind, size=size, on_error="skip")
+
+
+def own_preferences(
+    model: DiffusionModel, kind: str, n: int | None = None, *, reward: Reward | None = None, temperature: float = 0.5,
+    steps: int = 12, seed: int = 0,
+) -> RecordedPreferences:
+    """The model's own pictures over training prompts of the Shapes world; a function of the seed.
+
+    Pairs are answered by Bradley-Terry on the proxy, likes by a logistic curve about its mean, rankings without chance
+    (4 pictures a prompt).
+
+    Args:
+        n: prompts; None takes `OWN_PROMPTS`. reward: the proxy; None loads `OWN_PROXY`. temperature: in units of the
+            proxy. steps: of the sampler DDIM(1).
+
+    Raises:
+        TechniqueError: an unknown kind.
+    """
+    if kind not in OWN_PROMPTS:
+        raise TechniqueError(f"unknown kind of preference data {kind!r}; allowed: {', '.join(OWN_PROMPTS)}")
+    prompts = [prompt.text for prompt in shapes.prompts_of("train", OWN_PROMPTS[kind] if n is None else n, seed)]
+    k = {"pairs": 2, "rankings": 4, "binary": 1}[kind]
+    return sampled(model, prompts, load_reward(OWN_PROXY) if reward is None else reward, kind=kind, k=k,
+                   temperature=temperature, steps=steps, seed=seed)
 
 
 def _brightness(pictures: Tensor, prompts: list[str]) -> Tensor:

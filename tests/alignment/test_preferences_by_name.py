@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from surveylib.alignment.preferences import load_preferences
+from surveylib.alignment.preferences import load_preferences, own_preferences
 from surveylib.alignment.run import Recipe, run
 from surveylib.diffusion.zoo import load_model
+from surveylib.rewards.registry import load_reward
 from surveylib.techniques.contract import TechniqueError
 
 
@@ -38,3 +39,16 @@ def test_latents_are_encoded_once(monkeypatch):
     first = data.latents(model, rows)
     monkeypatch.setattr(model, "encode_images", None)
     assert torch.equal(first, data.latents(model, rows))
+
+
+@pytest.mark.parametrize("kind, k", [("pairs", 2), ("rankings", 4), ("binary", 1)])
+def test_own_pictures_are_a_function_of_the_seed(kind, k):
+    model, bright = load_model("shapes-sd"), load_reward("brightness")
+    first, again, other = (own_preferences(model, kind, 3, reward=bright, steps=2, seed=s) for s in (0, 0, 1))
+    assert first.samples.shape == (3 * k, 3, 64, 64) and torch.equal(first.samples, again.samples)
+    assert torch.equal(first.labels, again.labels) and not torch.equal(first.samples, other.samples)
+
+
+def test_own_pictures_of_an_unknown_kind():
+    with pytest.raises(TechniqueError, match="unknown kind of preference data 'triples'"):
+        own_preferences(load_model("shapes-sd"), "triples", 3)

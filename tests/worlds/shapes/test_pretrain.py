@@ -12,11 +12,13 @@ from torch import nn
 
 from surveylib.worlds.shapes.data import stream
 from surveylib.worlds.shapes.pretrain import autoencoder, clip, sd, sd3
+from surveylib.worlds.shapes.pretrain.attributes import CLASSES, PATCHES, CaptionHeads, attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
-from surveylib.worlds.shapes.pretrain.pool import Pool, make_pool
+from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
 from surveylib.worlds.shapes.pretrain.text import LENGTH, build_tokenizer, token_ids
-from surveylib.worlds.shapes.prompts import VOCABULARY, parse
+from surveylib.worlds.shapes.prompts import RELATIONS, VOCABULARY, parse
+from surveylib.worlds.shapes.scenes import SHAPES
 
 CONFIG = LoopConfig(steps=8, batch=4, lr=0.05, warmup=2, ema=0.9, every=3)
 
@@ -204,3 +206,45 @@ def test_clip_loss_ignores_equal_captions(tokenizer):
 def test_a_missing_autoencoder_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pretrain\.autoencoder"):
         load_autoencoder(tmp_path)
+
+
+def test_trimming_tokens_leaves_the_embedding(tokenizer):
+    model = clip.build(tokenizer).eval()
+    tokens = token_ids(tokenizer, ["a red circle", "two blue stars on a black background"])
+    short = clip.trimmed(tokens, tokenizer.eos_token_id)
+    assert short.shape[1] < tokens.shape[1]
+    assert torch.allclose(clip.embed(model, tokens=tokens), clip.embed(model, tokens=short), atol=1e-5)
+
+
+def test_attribute_targets_say_what_the_caption_says():
+    said = attribute_targets(["two small red stars and a ring on a black background", "a ring left of a star"])
+    first, second = said.tolist()
+    assert first[1] == 2 and first[5] == 1 and first[6] == 0 and first[2] > 0 and first[3] > 0 and first[9] > 0
+    assert second[8] == 1 + RELATIONS.index("left of") and second[9] == 0
+    assert (said >= 0).all() and all((said[:, i] < n).all() for i, n in enumerate(CLASSES))
+
+
+def test_labelled_pool_says_what_was_drawn(tmp_path):
+    pool = make_labelled_pool(24, 3, tmp_path)
+    again = make_labelled_pool(24, 3, tmp_path)
+    assert torch.equal(pool.pictures, again.pictures) and torch.equal(pool.labels, again.labels)
+    whole = pool.labels[:, 2 * PATCHES :].long()
+    counts = whole[:, :-1].reshape(24, len(SHAPES), 4)[:, :, 0]
+    assert counts.sum(1).tolist() == [parse(caption).count for caption in pool.captions]
+    inside = pool.labels[:, :PATCHES] > 0
+    assert (inside == (pool.labels[:, PATCHES : 2 * PATCHES] > 0)).all() and 0.02 < inside.float().mean() < 0.6
+
+
+def test_heads_learn_from_features_that_hold_the_answer(tokenizer):
+    """Cross entropies fall to near zero for a feature that is the answer itself."""
+    captions = ["a red circle", "two blue stars", "a ring left of a star"]
+    tokens, targets = token_ids(tokenizer, captions), attribute_targets(captions)
+    heads, hidden = CaptionHeads(64, len(tokenizer)), torch.randn(3, tokens.shape[1], 64)
+    end = tokens.eq(tokenizer.eos_token_id).int().argmax(-1)
+    optimiser = torch.optim.Adam(heads.parameters(), lr=0.05)
+    for _ in range(150):
+        loss = heads(hidden, tokens, end, targets)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.05

@@ -2,31 +2,40 @@
 
 Beside the captions of the batch, every picture is contrasted with captions of its own in which one attribute was
 changed (hard negatives, as in NegCLIP, arXiv 2210.01936): without them colours and places need not be bound to things.
+
+Contrast alone teaches colours in a thousand steps and shapes hardly at all: 8-pixel patches say little each. Linear
+heads (`attributes`) that are dropped at the end read every patch and the scene off the vision tower, and the caption
+off the text tower, beside the contrast; their weight falls to zero by a cosine over the run. Captions are those of
+`make_labelled_pool`, which say what was drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
 
 from surveylib.worlds.shapes.data import change_one
+from surveylib.worlds.shapes.pretrain.attributes import CaptionHeads, PictureHeads, attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
-from surveylib.worlds.shapes.pretrain.pool import make_pool
+from surveylib.worlds.shapes.pretrain.pool import make_labelled_pool
 from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
 from surveylib.worlds.shapes.prompts import parse, realise
 
-CONFIG = LoopConfig(steps=3000, batch=96, lr=1e-3, warmup=200, ema=0.998, decay=0.05)
-POOL, POOL_SEED = 40_000, 1
-NEGATIVES = 3  # hard negatives a picture
+CONFIG = LoopConfig(steps=5000, batch=64, lr=1e-3, warmup=200, ema=0.998, decay=0.05)
+POOL, POOL_SEED = 16_000, 3
+NEGATIVES = 5  # hard negatives a picture
+HARD = ("swap", "relation", "shape", "size", "count", "colour")  # kinds that are asked for in turn
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
@@ -55,12 +64,12 @@ def build_processor(tokenizer) -> CLIPProcessor:
 
 
 def hard_negatives(caption: str, n: int, rng: np.random.Generator) -> list[str]:
-    """`n` captions in which one attribute of `caption` is changed; swaps of two colours are drawn twice as often."""
+    """`n` captions in which one attribute of `caption` is changed: each kind of `HARD` that it has in turn, the rest at
+    random."""
     spec = parse(caption)
-    found: list[str] = []
+    found = [realise(other, rng) for kind in HARD if (other := change_one(spec, rng, kind)) is not None][:n]
     while len(found) < n:
-        other = change_one(spec, rng, "swap" if rng.random() < 0.2 else None)
-        found += [realise(other, rng)] if other is not None else []
+        found.append(realise(change_one(spec, rng), rng))
     return found
 
 
@@ -73,15 +82,21 @@ def embed(model: CLIPModel, pixels: Tensor | None = None, tokens: Tensor | None 
     return F.normalize(features.float(), dim=-1)
 
 
-def loss_of(model: CLIPModel, pixels: Tensor, tokens: Tensor, negatives: Tensor) -> tuple[Tensor, dict[str, float]]:
+def loss_of(
+    model: CLIPModel, pixels: Tensor, tokens: Tensor, negatives: Tensor,
+    read: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
     """Symmetric cross entropy; pictures see all captions of the batch and their own hard negatives.
 
-    pixels (B, 3, 64, 64), tokens (B, L), negatives (B, K, L).
+    pixels (B, 3, 64, 64), tokens (B, L), negatives (B, K, L). read: a loss of the vision tower's tokens (B, 65, W), its
+    class token (B, W) and the text tower's tokens (B, L', W), added to the contrast.
     """
     count, k, length = negatives.shape
-    pictures = embed(model, pixels=pixels)
-    texts = embed(model, tokens=torch.cat([tokens, negatives.reshape(-1, length)]))
-    captions, hard = texts[:count], texts[count:].reshape(count, k, -1)
+    texts = trimmed(torch.cat([tokens, negatives.reshape(-1, length)]), model.config.text_config.eos_token_id)
+    seen, heard = model.vision_model(pixels), model.text_model(texts)
+    pictures = F.normalize(model.visual_projection(seen.pooler_output).float(), dim=-1)
+    words = F.normalize(model.text_projection(heard.pooler_output).float(), dim=-1)
+    captions, hard = words[:count], words[count:].reshape(count, k, -1)
     scale = model.logit_scale.exp().clamp(max=100)
     with torch.autocast(pixels.device.type, enabled=False):  # similarities times 100 need more than bfloat16's 8 bits
         between = scale * pictures @ captions.T
@@ -90,9 +105,28 @@ def loss_of(model: CLIPModel, pixels: Tensor, tokens: Tensor, negatives: Tensor)
     same = (tokens[:, None] == tokens[None]).all(-1) & ~torch.eye(count, dtype=torch.bool, device=tokens.device)
     between = between.masked_fill(same, float("-inf"))
     target = torch.arange(count, device=pixels.device)
-    loss = F.cross_entropy(torch.cat([between, own], 1), target) + F.cross_entropy(between.T, target)
-    right = (between.diagonal()[:, None] > own).all(1).float().mean()
-    return loss / 2, {"hard": right.item()}
+    loss = (F.cross_entropy(torch.cat([between, own], 1), target) + F.cross_entropy(between.T, target)) / 2
+    metrics = {"contrast": loss.item(), "hard": (between.diagonal()[:, None] > own).all(1).float().mean().item()}
+    if read is not None:
+        reading = read(seen.last_hidden_state, seen.pooler_output, heard.last_hidden_state[:count])
+        loss, metrics = loss + reading, metrics | {"reading": reading.item()}
+    return loss, metrics
+
+
+def trimmed(tokens: Tensor, end: int) -> Tensor:
+    """Tokens up to the last end-of-text token of the batch: the text tower is causal, what follows does not count."""
+    return tokens[:, : int(tokens.eq(end).int().argmax(-1).max()) + 1]
+
+
+def reader(nets: nn.ModuleDict, tokens: Tensor, labels: Tensor, said: Tensor, share: float):
+    """`read` of `loss_of`: what the heads misread, of pictures (patches, scene) and of captions, times `share`."""
+    end = tokens.eq(nets["clip"].config.text_config.eos_token_id).int().argmax(-1)
+
+    def read(patches: Tensor, pooled: Tensor, hidden: Tensor) -> Tensor:
+        near, whole = nets["pictures"](patches, pooled, labels)
+        return share * (near + 0.1 * whole + nets["captions"](hidden, tokens[:, : hidden.shape[1]], end, said))
+
+    return read
 
 
 def main() -> None:
@@ -104,11 +138,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
-    pool = make_pool(POOL, POOL_SEED, args.out.parent / "pools")
+    pool = make_labelled_pool(POOL, POOL_SEED, args.out.parent / "pools")
     tokenizer = build_tokenizer(pool.captions[:20_000])
-    tokens = token_ids(tokenizer, pool.captions)
+    tokens, said = token_ids(tokenizer, pool.captions), attribute_targets(pool.captions)
     torch.manual_seed(config.seed)
-    model = build(tokenizer).to(args.device).train()
+    model = build(tokenizer)
+    nets = nn.ModuleDict({"clip": model, "pictures": PictureHeads(128), "captions": CaptionHeads(128, len(tokenizer))})
+    nets = nets.to(args.device).train()
     model.set_attn_implementation("eager")  # much faster than the fused kernel in bfloat16 on a CPU, the same numbers
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -117,14 +153,17 @@ def main() -> None:
         hard = [text for i in index.tolist() for text in hard_negatives(pool.captions[i], NEGATIVES, rng)]
         negatives = token_ids(tokenizer, hard).reshape(len(index), NEGATIVES, -1).to(args.device)
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            return loss_of(model, pool.floats(index).to(args.device), tokens[index].to(args.device), negatives)
+            words = tokens[index].to(args.device)
+            share = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            read = reader(nets, words, pool.labels[index].to(args.device), said[index].to(args.device), share)
+            return loss_of(model, pool.floats(index).to(args.device), words, negatives, read)
 
     warnings.simplefilter("ignore")
     with tqdm(total=config.steps, desc="shapes-clip", mininterval=10) as bar:
-        for row in train(model, loss, config, args.out / "run"):
+        for row in train(nets, loss, config, args.out / "run"):
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:
-                bar.set_postfix(loss=f"{row['loss']:.3f}", hard=f"{row['hard']:.3f}")
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrast", "hard", "reading")})
     model.set_attn_implementation("sdpa")
     model.cpu().eval().save_pretrained(args.out / "model")
     build_processor(tokenizer).save_pretrained(args.out / "model")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from surveylib.worlds.shapes.data import stream
+from surveylib.worlds.shapes.data import FLAWS, example, pictures_of, stream
+from surveylib.worlds.shapes.pretrain.attributes import scene_labels
 
 
 class Pool:
-    """`n` pictures (uint8, n x 3 x 64 x 64) with captions, a function of (n, seed) alone."""
+    """`n` pictures (uint8, n x 3 x 64 x 64) with captions, a function of (n, seed) alone.
 
-    def __init__(self, pictures: Tensor, captions: list[str]):
-        self.pictures, self.captions = pictures, captions
+    labels: what was drawn, (n, `marks`) uint8 of `scene_labels`, where the pool was made with them.
+    """
+
+    def __init__(self, pictures: Tensor, captions: list[str], labels: Tensor | None = None):
+        self.pictures, self.captions, self.labels = pictures, captions, labels
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -44,3 +49,23 @@ def make_pool(n: int, seed: int, folder: str | Path) -> Pool:
     save_file({"pictures": pictures}, file)
     texts.write_text(json.dumps(captions))
     return Pool(pictures, captions)
+
+
+def make_labelled_pool(n: int, seed: int, folder: str | Path) -> Pool:
+    """As `make_pool`, with captions that say what was drawn (no wrong or incomplete ones) and `scene_labels`."""
+    file = Path(folder) / f"labelled-{n}-{seed}.safetensors"
+    texts = file.with_suffix(".json")
+    if not (file.exists() and texts.exists()):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(seed)
+        flaws = {name: rate for name, rate in FLAWS.items() if not name.endswith("caption")}
+        pictures, labels, captions = [], [], []
+        while len(captions) < n:
+            examples = [example(rng, flaws) for _ in range(min(512, n - len(captions)))]
+            pictures.append((pictures_of(examples, rng) * 255).round().to(torch.uint8))
+            labels += [scene_labels(e.scene) for e in examples]
+            captions += [e.caption for e in examples]
+        save_file({"pictures": torch.cat(pictures), "labels": torch.stack(labels)}, file)
+        texts.write_text(json.dumps(captions))
+    found = load_file(file)
+    return Pool(found["pictures"], json.loads(texts.read_text()), found["labels"])

@@ -1,0 +1,104 @@
+"""Attribute heads: what a caption says, read off a tower's features by linear maps that are dropped after training.
+
+A text encoder trained by noise regression or contrast alone can keep neighbouring hues almost equal, and a vision tower
+learns shapes late. Cross entropy on the parsed caption (or on the drawn scene) asks for them directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from surveylib.worlds.shapes.prompts import RELATIONS, parse
+from surveylib.worlds.shapes.scenes import BACKGROUNDS, CANVAS, COLOURS, MAX_THINGS, SHAPES, SIZES, Scene, relation_of
+
+GROUPS = 2
+# Classes of one group and of the whole; 0 is "not said".
+OF_GROUP = (len(SHAPES) + 1, MAX_THINGS + 1, len(COLOURS) + 1, len(SIZES) + 1)
+OF_WHOLE = (len(RELATIONS) + 1, len(BACKGROUNDS) + 1)
+CLASSES = (*OF_GROUP * GROUPS, *OF_WHOLE)
+
+
+def _number(options, value: str | None) -> int:
+    return 0 if value is None else 1 + list(options).index(value)
+
+
+def attribute_targets(captions: Sequence[str]) -> Tensor:
+    """(N, 10) class numbers: shape, count, colour, size of the first and of the second group as they are said,
+    relation, background. 0 stands for what is not said."""
+    rows = []
+    for caption in captions:
+        spec = parse(caption)
+        row = []
+        for group in (*spec.groups, None, None)[:GROUPS]:
+            row += [0] * len(OF_GROUP) if group is None else [
+                _number(SHAPES, group.shape), group.count, _number(COLOURS, group.colour), _number(SIZES, group.size)]
+        rows.append([*row, _number(RELATIONS, spec.relation), _number(BACKGROUNDS, spec.background)])
+    return torch.tensor(rows)
+
+
+class CaptionHeads(nn.Module):
+    """Reads captions off a text tower: each token's own word, and all attributes off the end-of-text token."""
+
+    def __init__(self, width: int, words: int):
+        super().__init__()
+        self.word, self.attributes = nn.Linear(width, words), nn.Linear(width, sum(CLASSES))
+
+    def forward(self, hidden: Tensor, tokens: Tensor, end: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of words plus that of attributes.
+
+        hidden (B, L, W), tokens (B, L), end (B,) place of the end-of-text token, targets (B, 10).
+        """
+        said = torch.arange(tokens.shape[1], device=tokens.device)[None] <= end[:, None]
+        words = F.cross_entropy(self.word(hidden[said]).float(), tokens[said])
+        pooled = hidden[torch.arange(len(end), device=end.device), end]
+        logits = self.attributes(pooled).float().split(CLASSES, dim=1)
+        return words + sum(F.cross_entropy(part, targets[:, i]) for i, part in enumerate(logits)) / len(CLASSES)
+
+
+PATCH = 8
+PATCHES = (CANVAS // PATCH) ** 2
+OF_PATCH = (len(SHAPES) + 1, len(COLOURS) + 1)
+# Of each shape: count, common colour, common size, where it stands to the other thing; then the background.
+OF_SCENE = (*(MAX_THINGS + 1, len(COLOURS) + 1, len(SIZES) + 1, len(RELATIONS) + 1) * len(SHAPES), len(BACKGROUNDS))
+
+
+def scene_labels(scene: Scene) -> Tensor:
+    """(64 + 64 + 25,) uint8: shape and colour of the thing whose box holds each patch's centre (row by row, 0 for
+    none), then per shape its count, the colour and the size all its things share (0: none or several), and where it
+    stands to the other thing in a scene of two; last the background."""
+    centres = (np.arange(CANVAS // PATCH) + 0.5) * PATCH
+    shapes, colours = np.zeros((2, len(centres), len(centres)), dtype=np.uint8)
+    for thing in scene.things:
+        inside = (np.abs(centres[:, None] - thing.y) <= thing.r + 1) & (np.abs(centres[None] - thing.x) <= thing.r + 1)
+        shapes[inside], colours[inside] = _number(SHAPES, thing.shape), _number(COLOURS, thing.colour)
+    whole = []
+    for shape in SHAPES:
+        own = [t for t in scene.things if t.shape == shape]
+        others = [t for t in scene.things if t.shape != shape]
+        side = relation_of(own[0].x, own[0].y, others[0].x, others[0].y) if len(own) == len(others) == 1 else None
+        common = [values.pop() if len(values) == 1 else None
+                  for values in ({t.colour for t in own}, {t.size for t in own})]
+        whole += [len(own), _number(COLOURS, common[0]), _number(SIZES, common[1]), _number(RELATIONS, side)]
+    whole.append(list(BACKGROUNDS).index(scene.background))
+    return torch.from_numpy(np.concatenate([shapes.ravel(), colours.ravel(), np.array(whole, dtype=np.uint8)]))
+
+
+class PictureHeads(nn.Module):
+    """Reads a scene off a vision tower: shape and colour off each patch token, the whole off the pooled class token."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.patch, self.scene = nn.Linear(width, sum(OF_PATCH)), nn.Linear(width, sum(OF_SCENE))
+
+    def forward(self, tokens: Tensor, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(patch loss, scene loss), mean cross entropies; tokens (B, 1 + 64, W), pooled (B, W), labels (B, 153)."""
+        patches, labels = self.patch(tokens[:, 1:]).float().split(OF_PATCH, dim=-1), labels.long()
+        near = sum(F.cross_entropy(part.flatten(0, 1), labels[:, i * PATCHES : (i + 1) * PATCHES].flatten())
+                   for i, part in enumerate(patches))
+        parts = self.scene(pooled).float().split(OF_SCENE, dim=1)
+        return near, sum(F.cross_entropy(part, labels[:, 2 * PATCHES + i]) for i, part in enumerate(parts))
