@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -75,10 +75,12 @@ def sample(
     seed: Seed = 0,
     adapter: Annotated[Path | None, typer.Option(help="Run folder, or folder of LoRA weights, to draw with.")] = None,
     strength: Annotated[float, typer.Option(min=0, help="Strength of the adapter: 0 is the base model.")] = 1.0,
+    technique: Annotated[str | None, typer.Option(help="Search or steer with this sampler, such as best_of_n.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward of the sampler; default: its preset's.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Preset of the sampler: toy, rehearsal, single or full.")] = None,
 ) -> None:
     """Draw pictures and write them as one PNG."""
     import torch
-    from PIL import Image
 
     from surveylib.diffusion.lora import load_lora, lora_strength
     from surveylib.diffusion.rollout import sample as draw
@@ -87,17 +89,50 @@ def sample(
     loaded = load_model(model)
     if adapter is not None:
         load_lora(loaded, adapter / "adapter" if (adapter / "adapter").is_dir() else adapter)
+    texts = [text for text in prompt for _ in range(count)]
     generator = torch.Generator().manual_seed(seed)
-    condition = loaded.encode([text for text in prompt for _ in range(count)])
     with torch.no_grad(), lora_strength(loaded, strength) if adapter is not None else nullcontext():
-        steps = loaded.default_steps if steps is None else steps
-        latents = draw(loaded, condition, steps=steps, guidance=guidance, generator=generator)
-        pictures = loaded.decode(latents, clamp=True).cpu()
-    _, channels, height, width = pictures.shape
-    grid = pictures.reshape(len(prompt), count, channels, height, width).permute(0, 3, 1, 4, 2)
-    array = (grid.reshape(len(prompt) * height, count * width, channels) * 255).round().byte().numpy()
-    Image.fromarray(array).save(out)
+        if technique is not None:
+            pictures = _steered(loaded, texts, technique, reward, scale, steps, guidance, seed)
+        else:
+            steps = loaded.default_steps if steps is None else steps
+            latents = draw(loaded, loaded.encode(texts), steps=steps, guidance=guidance, generator=generator)
+            pictures = loaded.decode(latents, clamp=True).cpu()
+    _write_grid(pictures, len(prompt), out)
     console.print(f"{len(pictures)} pictures in {out}")
+
+
+def _steered(model: Any, texts: list[str], name: str, reward: str | None, scale: str | None, steps: int | None,
+             guidance: float | None, seed: int) -> Any:
+    """Pictures of a test-time technique with its preset; says what they cost."""
+    from dataclasses import replace
+
+    from surveylib.rewards.registry import load_reward
+    from surveylib.techniques.contract import Sampler, TechniqueError
+    from surveylib.techniques.registry import preset, technique_class
+
+    found = technique_class(name)
+    if not issubclass(found, Sampler):
+        raise TechniqueError(f"{name} trains a model: `surveylib align {name}`, then `sample --adapter`")
+    chosen = preset(name, scale)
+    changed = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    with_reward = load_reward(reward or chosen.reward, model.device)
+    drawn = found(replace(chosen.config, **changed)).sample(model, texts, with_reward, seed=seed)
+    ledger = drawn.ledger
+    console.print(f"{name}: {ledger.network_calls / len(texts):.0f} network calls and "
+                  f"{ledger.reward_calls / len(texts):.0f} reward calls a picture; "
+                  f"mean reward {drawn.rewards.mean():.3g}")
+    return drawn.images.detach().clamp(0, 1).cpu()
+
+
+def _write_grid(pictures: Any, rows: int, out: Path) -> None:
+    """Pictures (rows x columns, 3, H, W) in [0, 1] as one PNG."""
+    from PIL import Image
+
+    _, channels, height, width = pictures.shape
+    grid = pictures.reshape(rows, -1, channels, height, width).permute(0, 3, 1, 4, 2)
+    array = (grid.reshape(rows * height, -1, channels) * 255).round().byte().numpy()
+    Image.fromarray(array).save(out)
 
 
 @app.command()

@@ -126,3 +126,14 @@ def test_toy_setting():
     assert not set(place.train_prompts) & set(place.test_prompts)
     with pytest.raises(ValueError, match="unknown family"):
         setting("toy", "gan")
+
+
+def test_sampling_with_a_sampler(tmp_path):
+    picture, runner = tmp_path / "x.png", CliRunner()
+    command = ["sample", "tiny-sd", "--prompt", "a cat", "--count", "2", "--steps", "2", "--out", str(picture)]
+    found = runner.invoke(app, [*command, "--technique", "best_of_n", "--reward", "brightness", "--scale", "toy"])
+    assert found.exit_code == 0, found.output
+    assert "64 network calls" in " ".join(found.output.split())  # 16 candidates x 2 steps x 2 branches
+    assert picture.exists()
+    found = runner.invoke(app, [*command, "--technique", "ddpo"])
+    assert isinstance(found.exception, TechniqueError) and "surveylib align ddpo" in str(found.exception)
