@@ -21,6 +21,7 @@ from surveylib.diffusion.zoo import load_model
 from surveylib.worlds.shapes import suites
 from surveylib.worlds.shapes.caption_choice import caption_choice
 from surveylib.worlds.shapes.data import FLAWS, stream
+from surveylib.worlds.shapes.pretrain import clip
 from surveylib.worlds.shapes.pretrain.autoencoder import psnr
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -68,16 +69,17 @@ def table_of(scores: suites.Scores) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(name: str, run: Path, hardware: str) -> dict:
-    """All facts of the card."""
+def measure(name: str, run: Path, hardware: str, per_category: int = 110) -> dict:
+    """All facts of the card; per_category: held-out prompts of a category, 4/11 of it on the other suite."""
     model = load_model(name)
     facts = {"name": name, "kind": KINDS[name], "hardware": hardware, "training": training_facts(run / "run")}
     facts["parameters"] = {k: sum(p.numel() for p in v.parameters()) for k, v in model.pipeline.components.items()
                            if isinstance(v, torch.nn.Module)}
     facts["psnr"] = round(reconstruction(model), 2)
     facts["seconds for 64 pictures at 20 steps"] = round(seconds_for_64(model), 2)
-    for suite, per_category in (("held-out", 110), ("generalisation", 40)):
-        scores = suites.score_model(model, suites.suite(suite, per_category), progress=True)
+    facts["prompts"] = {"held-out": per_category, "generalisation": round(per_category * 4 / 11)}
+    for suite, prompts in facts["prompts"].items():
+        scores = suites.score_model(model, suites.suite(suite, prompts), progress=True)
         facts[suite] = {"quality": round(scores.quality, 4), "table": table_of(scores)}
     few = suites.suite("held-out", per_category=8)
     both = [suites.score_model(painter, few, progress=True).table["overall"] for painter in (model, model.pipeline)]
@@ -133,7 +135,8 @@ by prompt.
 {chr(10).join(tables)}
 {plain}
 
-Repeat: `surveylib judge {name}` and `surveylib judge {name} --suite generalisation --per-category 40`.
+Repeat: `surveylib judge {name} --per-category {facts['prompts']['held-out']}` and
+`surveylib judge {name} --suite generalisation --per-category {facts['prompts']['generalisation']}`.
 """
 
 
@@ -143,13 +146,14 @@ library_name: transformers
 ---
 # shapes-clip
 
-CLIPModel, trained from nothing on rendered scenes of coloured shapes by contrast of pictures and captions, three
+CLIPModel, trained from nothing on rendered scenes of coloured shapes by contrast of pictures and captions, {negatives}
 captions with one changed attribute beside each, by `surveylib.worlds.shapes.pretrain.clip`. Pictures of 64 x 64 pixels,
 patches of 8, width 128, unit embeddings of 128 numbers.
 
 - Parameters: {parameters:.2f} M. Logit scale {scale:.1f}.
-- Training: {steps} steps of 96 pictures, {minutes} minutes on {hardware}; seed 0.{note}
-- The training captions are wrong or incomplete at the rates of the other models' data.
+- Training: {steps} steps of {batch} pictures, {minutes} minutes on {hardware}; seed 0.{note}
+- Linear heads that read each patch, the scene and the caption helped the training and were dropped.
+- The training captions say what was drawn; the pictures have the flaws of the other models' data.
 
 ## Scores
 
@@ -177,7 +181,8 @@ def release_clip(run: Path, hardware: str, note: str | None, questions: int = 20
     rows = "\n".join(f"| {kind} | {100 * r['rate']:.1f} % | {r['n']} |" for kind, r in scores.items())
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     text = CLIP_CARD.format(parameters=parameters, scale=model.logit_scale.exp().item(), hardware=hardware, rows=rows,
-                            note=f"\n- {note}" if note else "", n=questions, **facts["training"])
+                            note=f"\n- {note}" if note else "", n=questions, negatives=clip.NEGATIVES,
+                            batch=clip.CONFIG.batch, **facts["training"])
     (target / "README.md").write_text(text)
 
 
@@ -187,6 +192,7 @@ def main() -> None:
     parser.add_argument("name", choices=[*sorted(KINDS), "shapes-clip"])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--hardware", required=True)
+    parser.add_argument("--per-category", type=int, default=110, help="held-out prompts a category")
     parser.add_argument("--note", help="one sentence about the run, for the card")
     args = parser.parse_args()
     if args.name == "shapes-clip":
@@ -196,7 +202,7 @@ def main() -> None:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(args.run / "pipeline", target)
     (target / "surveylib.json").write_text(json.dumps(SETTINGS[args.name], indent=2) + "\n")
-    facts = measure(args.name, args.run, args.hardware) | ({"note": args.note} if args.note else {})
+    facts = measure(args.name, args.run, args.hardware, args.per_category) | ({"note": args.note} if args.note else {})
     (target / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
     (target / "README.md").write_text(card(facts))
 
