@@ -1,4 +1,4 @@
-"""The command line: `surveylib list`, `models`, `align`, `resume`, `sample`, `judge`.
+"""The command line: `surveylib list`, `models`, `techniques`, `align`, `resume`, `sample`, `judge`, `measure` ...
 
 Imports of heavy packages happen inside the commands, so that `--help` answers at once.
 """
@@ -222,6 +222,60 @@ def techniques(as_json: AsJson = False) -> None:
     columns = ["name", "family", "needs", "schedules", "presets"]
     _table("Techniques", columns, [[v if isinstance(v := row[c], str) else ", ".join(v) for c in columns]
                                    for row in rows])
+
+
+@app.command()
+def measure(
+    techniques: Annotated[list[str] | None, typer.Option("--technique", help="Default: all; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, counted from 0.")] = 1,
+    budget: Annotated[int | None, typer.Option(help="Training, in network-call equivalents.")] = None,
+    calls: Annotated[int | None, typer.Option(help="Calls a picture of the test-time methods.")] = None,
+    settings: Annotated[int, typer.Option(min=1, max=3, help="Settings tried for each technique.")] = 3,
+    scale: Annotated[str | None, typer.Option(help="toy, rehearsal, single or full.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of rows; default: the book's.")] = None,
+    stale: Annotated[bool, typer.Option("--stale", help="Only techniques whose rows are out of date.")] = False,
+) -> None:
+    """Measure techniques side by side under one budget; goes on where it was stopped."""
+    from surveylib.evaluation.commands import measure_command
+    from surveylib.evaluation.rows import ROWS, stale_techniques
+
+    folder = ROWS if out is None else out
+    if stale:
+        techniques = stale_techniques(folder)
+        if not techniques:
+            console.print("no row is out of date")
+            return
+    measure_command(techniques, seeds, budget, calls, settings, scale, folder, console=console)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path | None, typer.Option(help="Folder of rows; default: the book's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the measured rows say together; rows out of date are marked."""
+    from surveylib.evaluation.commands import report_command
+    from surveylib.evaluation.rows import ROWS
+
+    report_command(ROWS if folder is None else folder, as_json, console)
+
+
+@app.command()
+def gaussian(
+    family: Annotated[list[str] | None, typer.Option(help="Default: all four; may be repeated.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Techniques in the Gaussian world: how much of the way to the known optimum each goes, and at what cost."""
+    from surveylib.evaluation.gaussian import table
+
+    rows = table(family, seed)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    lines = [[row["technique"], row["world"], f"{row['distance']:.4f}", f"{row['exact_error']:.4f}",
+              f"{100 * row['closed']:.1f} %", f"{row['calls']:,}", row["note"]] for row in rows]
+    _table("KL(p* || q), nats", ["technique", "world", "distance", "exact sample", "closed", "calls", "note"], lines)
 
 
 def _is_users(error: Exception) -> bool:

@@ -248,6 +248,12 @@ def stale(folder: Path = ROWS) -> dict[str, list[str]]:
     return found
 
 
+def stale_techniques(folder: Path = ROWS) -> list[str]:
+    """Techniques that have a row out of date, in order of name."""
+    rows = read_rows(folder)
+    return sorted({rows[name]["technique"] for name in stale(folder)} - {BASE})
+
+
 def stale_reasons(row: Row) -> list[str]:
     """Why a row is out of date; empty where it is not."""
     try:
