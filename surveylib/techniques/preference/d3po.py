@@ -19,6 +19,7 @@ Chapter: techniques/06_direct_preference_optimisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,8 @@ def d3po_loss(log_prob: Tensor, reference: Tensor, h: Tensor, beta: float, clip:
         log_prob, reference: (M, 2), of the first and the second path; the reference is a constant.
         h: (M,), +1 where the first is preferred, -1 where the second is, 0 for a tie.
     """
-    log_ratio = torch.exp(log_prob - reference.detach()).clamp(1 - clip, 1 + clip).log()
+    # The clamp of rho, written on its logarithm: exp overflows far outside the band, and the gradient would be NaN.
+    log_ratio = (log_prob - reference.detach()).clamp(math.log1p(-clip), math.log1p(clip))
     return -F.logsigmoid(beta * h * (log_ratio[:, 0] - log_ratio[:, 1]))
 
 

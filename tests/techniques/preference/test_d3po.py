@@ -154,3 +154,19 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_recorded_data_are_refused():
     with pytest.raises(TechniqueError, match="learns from a reward"):
         next(align(load_model("tiny-sd"), D, object(), ["a"], Training()))
+
+
+@pytest.mark.parametrize("far", [500.0, -500.0])
+def test_no_gradient_and_no_overflow_far_outside_the_band(far):
+    log_prob = torch.tensor([[far, 0.0], [0.0, far]], requires_grad=True)
+    d3po_loss(log_prob, torch.zeros(2, 2), torch.tensor([1.0, 1.0]), 0.1, 0.1).sum().backward()
+    assert log_prob.grad[0, 0] == 0 and log_prob.grad[1, 1] == 0 and log_prob.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["tiny-sdxl", "tiny-sd3", "tiny-flux"])
+def test_short_run_on_every_class_of_pipeline(name):
+    bright = FunctionReward(lambda pictures, prompts: pictures.mean((1, 2, 3)), "brightness", False, False)
+    training = Training(epochs=2, samples=2, lr=1e-2, lora_rank=2, micro_batch=4, sample_batch=2)
+    steps = align(load_model(name), D3PO(D3POConfig(steps=3, guidance=1.0)), bright, ["a cat", "a dog"], training)
+    rows = [progress.metrics for progress in steps]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-3) and all(math.isfinite(row["loss"]) for row in rows)

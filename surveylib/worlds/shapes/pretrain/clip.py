@@ -124,7 +124,7 @@ def reader(nets: nn.ModuleDict, tokens: Tensor, labels: Tensor, said: Tensor, sh
 
     def read(patches: Tensor, pooled: Tensor, hidden: Tensor) -> Tensor:
         near, whole = nets["pictures"](patches, pooled, labels)
-        return share * (near + 0.1 * whole + nets["captions"](hidden, tokens[:, : hidden.shape[1]], end, said))
+        return share * (near + 0.3 * whole + nets["captions"](hidden, tokens[:, : hidden.shape[1]], end, said))
 
     return read
 
