@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-FAMILIES = ("reward_weighted", "policy_gradient", "reward_gradient", "test_time")
+FAMILIES = ("reward_weighted", "policy_gradient", "reward_gradient", "preference", "test_time")
 
 
 def table(families: Sequence[str] | None = None, seed: int = 0) -> list[dict]:
