@@ -8,7 +8,7 @@ import pytest
 
 from surveylib.diffusion.dynamics import DDIM
 from surveylib.evaluation.gaussian import policy_gradient as world
-from surveylib.evaluation.gaussian.closure import Problem
+from surveylib.evaluation.gaussian.closure import TiltProblem
 
 pytestmark = pytest.mark.truth
 OPTIMUM_STD = world.PROBLEM.optimum.covariance.sqrt().item()  # 0.49
@@ -16,7 +16,7 @@ OPTIMUM_STD = world.PROBLEM.optimum.covariance.sqrt().item()  # 0.49
 
 def test_an_exact_sample_closes_everything_and_the_base_nothing():
     problem = world.PROBLEM
-    assert isinstance(problem, Problem) and problem.exact_error(world.SAMPLES) < 0.004
+    assert isinstance(problem, TiltProblem) and problem.exact_error(world.SAMPLES) < 0.004
     assert abs(problem.closed(world.draw_samples(world.policy("vp"), DDIM(1.0), 24))) < 0.05
 
 

@@ -9,7 +9,7 @@ FAMILIES = ("reward_weighted", "policy_gradient", "reward_gradient", "preference
 
 
 def table(families: Sequence[str] | None = None, seed: int = 0) -> list[dict]:
-    """Rows of the families (default: all), see `closure.Problem.row`. Minutes on two cores.
+    """Rows of the families (default: all), see `closure.TiltProblem.row`. Minutes on two cores.
 
     Raises:
         ValueError: an unknown family; the message lists the known ones.

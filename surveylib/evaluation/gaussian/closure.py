@@ -26,7 +26,7 @@ def histogram(samples: Tensor, grid: Grid = GRID) -> GridDensity:
 
 
 @dataclass(frozen=True)
-class Problem:
+class TiltProblem:
     """A base mixture in one dimension, a reward with a closed-form tilt, and beta."""
 
     name: str

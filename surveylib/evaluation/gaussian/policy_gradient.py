@@ -19,7 +19,7 @@ from surveylib.alignment.engine import align
 from surveylib.diffusion.dynamics import DDIM, Dynamics
 from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
-from surveylib.evaluation.gaussian.closure import Problem
+from surveylib.evaluation.gaussian.closure import TiltProblem
 from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Technique, Training
 from surveylib.techniques.policy_gradient.ddpo import DDPO, DDPOConfig
@@ -29,7 +29,7 @@ from surveylib.worlds.gaussian.mixture import ANY, two_peaks
 from surveylib.worlds.gaussian.models import GaussianModel, learned_model
 from surveylib.worlds.gaussian.tilt import QuadraticReward
 
-PROBLEM = Problem("two peaks, quadratic reward, beta 0.5", two_peaks(), QuadraticReward((1.0,)), 0.5)
+PROBLEM = TiltProblem("two peaks, quadratic reward, beta 0.5", two_peaks(), QuadraticReward((1.0,)), 0.5)
 SAMPLES = 20_000
 TRAINING = Training(epochs=40, samples=256, samples_per_prompt=256, lr=3e-3, weight_decay=0.0, lora_rank=None,
                     micro_batch=100_000, sample_batch=100_000)
@@ -108,5 +108,5 @@ def cases(seed: int = 0) -> Iterator[tuple[str, Outcome, str]]:
 
 
 def rows(seed: int = 0) -> list[dict]:
-    """Rows of the table; see `Problem.row`."""
+    """Rows of the table; see `TiltProblem.row`."""
     return [PROBLEM.row(name, outcome.samples, outcome.calls, note) for name, outcome, note in cases(seed)]

@@ -63,5 +63,5 @@ def cases(seed: int = 0) -> Iterator[tuple[str, Outcome, str]]:
 
 
 def rows(seed: int = 0) -> list[dict]:
-    """Rows of the table; see `Problem.row`."""
+    """Rows of the table; see `TiltProblem.row`."""
     return [PROBLEM.row(name, outcome.samples, outcome.calls, note) for name, outcome, note in cases(seed)]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from surveylib.alignment.engine import align
 from surveylib.diffusion.dynamics import DDIM, Dynamics
-from surveylib.evaluation.gaussian.closure import Problem
+from surveylib.evaluation.gaussian.closure import TiltProblem
 from surveylib.evaluation.gaussian.policy_gradient import PROBLEM, SAMPLES, Outcome, draw_samples, policy
 from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Technique, Training
@@ -34,7 +34,7 @@ from surveylib.worlds.gaussian.tilt import LinearReward
 
 PROBLEMS = {
     "quadratic": PROBLEM,
-    "linear": Problem("two peaks, linear reward, beta 0.5", two_peaks(), LinearReward((1.0,)), 0.5),
+    "linear": TiltProblem("two peaks, linear reward, beta 0.5", two_peaks(), LinearReward((1.0,)), 0.5),
 }
 STEPS = 48  # of the memoryless chain
 CHUNK = 2_000  # points that are sampled at once: what a processor's cache holds
@@ -110,6 +110,6 @@ def cases(seed: int = 0) -> Iterator[tuple[str, str, Outcome, str]]:
 
 
 def rows(seed: int = 0) -> list[dict]:
-    """Rows of the table; see `Problem.row`."""
+    """Rows of the table; see `TiltProblem.row`."""
     return [PROBLEMS[problem].row(name, outcome.samples, outcome.calls, note)
             for name, problem, outcome, note in cases(seed)]

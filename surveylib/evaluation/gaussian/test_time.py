@@ -15,7 +15,7 @@ from torch import Tensor
 from surveylib.diffusion.dynamics import DDIM
 from surveylib.diffusion.predictions import Prediction
 from surveylib.diffusion.schedules import Schedule, VPSchedule
-from surveylib.evaluation.gaussian.closure import Problem
+from surveylib.evaluation.gaussian.closure import TiltProblem
 from surveylib.evaluation.gaussian.policy_gradient import PROBLEM
 from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Sampler, Samples
@@ -29,17 +29,17 @@ from surveylib.worlds.gaussian.tilt import QuadraticReward
 
 SAMPLES = 4096
 STRENGTH = 1 / PROBLEM.beta
-CURVED = Problem("one peak, quadratic reward, beta 1/3", spread(), QuadraticReward((0.0,)), 1 / 3)
+CURVED = TiltProblem("one peak, quadratic reward, beta 1/3", spread(), QuadraticReward((0.0,)), 1 / 3)
 TOGETHER = 10**6  # points in one network call
 
 
-def draw(sampler: Sampler, samples: int = SAMPLES, seed: int = 0, problem: Problem = PROBLEM) -> Samples:
+def draw(sampler: Sampler, samples: int = SAMPLES, seed: int = 0, problem: TiltProblem = PROBLEM) -> Samples:
     """Independent draws of a sampler, with exact scores."""
     model = ExactModel(problem.base, VPSchedule.cosine())
     return sampler.sample(model, [ANY] * samples, PointReward(problem.reward), seed=seed)
 
 
-def soft_best_of_n(n: int, problem: Problem = PROBLEM) -> BestOfN:
+def soft_best_of_n(n: int, problem: TiltProblem = PROBLEM) -> BestOfN:
     """Soft best-of-N under the ODE."""
     return BestOfN(BestOfNConfig(n=n, select="soft", strength=1 / problem.beta, steps=20, eta=0.0, guidance=1.0,
                                  batch=TOGETHER))
@@ -51,7 +51,7 @@ def fk(particles: int, potential: str = "diff") -> FKSteering:
                                guidance=1.0, batch=TOGETHER))
 
 
-def one_step_look_ahead(steps: int = 80, problem: Problem = PROBLEM) -> TFG:
+def one_step_look_ahead(steps: int = 80, problem: TiltProblem = PROBLEM) -> TFG:
     """The score plus grad of lambda r(x0_t): right but for the spread of x0 around its mean x0_t."""
     return TFG(GuidanceConfig(rho=1.0, mu=0.0, strength=1 / problem.beta, sigma=0.0, draws=1, rule="constant",
                               where="epsilon", steps=steps, guidance=1.0, batch=TOGETHER))
@@ -88,7 +88,7 @@ def linear_law(schedule: Schedule, steps: int, *, eta: float = 1.0, guidance: fl
     return variance
 
 
-def cases() -> Iterator[tuple[str, Sampler, Problem, str]]:
+def cases() -> Iterator[tuple[str, Sampler, TiltProblem, str]]:
     """(technique, sampler, world, what to know), one after the other."""
     for n in (1, 4, 32):
         yield "best_of_n", soft_best_of_n(n), PROBLEM, f"soft, {n} candidates"
@@ -107,7 +107,7 @@ def cases() -> Iterator[tuple[str, Sampler, Problem, str]]:
 
 
 def rows(seed: int = 0) -> list[dict]:
-    """Rows of the table; see `Problem.row`. Calls are of the network, a sample."""
+    """Rows of the table; see `TiltProblem.row`. Calls are of the network, a sample."""
     found = []
     for name, sampler, problem, note in cases():
         drawn = draw(sampler, seed=seed, problem=problem)
