@@ -65,14 +65,19 @@ def t5_tokenizer() -> T5Tokenizer:
     return tokenizer
 
 
-def clip_text_model(tokenizer: CLIPTokenizer, projection: bool) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A two-layer CLIP text model of width 32; with `projection` its pooled output is projected (SDXL, SD3)."""
+def clip_text_model(
+    tokenizer: CLIPTokenizer, projection: bool, factor: float = 20.0
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A two-layer CLIP text model of width 32; with `projection` its pooled output is projected (SDXL, SD3).
+
+    factor: of the initial weights. CLIP initialises near zero; a random model should still tell prompts apart.
+    """
     config = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=64, projection_dim=TEXT_WIDTH,
         num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=TEXT_LENGTH, hidden_act="quick_gelu",
         # Without the tokenizer's own ids the pooled embedding is taken at a wrong place, the same for all prompts.
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        initializer_factor=20.0,  # CLIP initialises near zero; a random model should still tell prompts apart
+        initializer_factor=factor,
     )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
@@ -125,9 +130,10 @@ def tiny_sd(prediction_type: str = "epsilon") -> StableDiffusionPipeline:
 def tiny_sdxl() -> StableDiffusionXLPipeline:
     """Class of SDXL: two text models, pooled text and size conditions ("time ids")."""
     tokenizer = clip_tokenizer()
+    small = 5.0  # SDXL reads the layer before the last, without its norm: at 20 embeddings reach 1000, rounding shows
     return StableDiffusionXLPipeline(
-        vae=autoencoder(0.13025), text_encoder=clip_text_model(tokenizer, projection=False), tokenizer=tokenizer,
-        text_encoder_2=clip_text_model(tokenizer, projection=True), tokenizer_2=clip_tokenizer(),
+        vae=autoencoder(0.13025), text_encoder=clip_text_model(tokenizer, False, small), tokenizer=tokenizer,
+        text_encoder_2=clip_text_model(tokenizer, True, small), tokenizer_2=clip_tokenizer(),
         unet=unet(
             2 * TEXT_WIDTH, addition_embed_type="text_time", addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=6 * 8 + TEXT_WIDTH, transformer_layers_per_block=(1, 1),
