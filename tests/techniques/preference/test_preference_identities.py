@@ -24,13 +24,18 @@ DPO = DiffusionDPO(DiffusionDPOConfig(beta=400.0, empty_prompts=0.0))
 KTO = DiffusionKTO(DiffusionKTOConfig(beta=400.0, empty_prompts=0.0))
 
 
-def policy(moved: float = 0.05):
+def policy(moved: float = 0.05, lora: bool = True):
+    """A model whose reference is the model as it was: by LoRA, or by a copy of all weights."""
     model = load_model("tiny-sd")
-    add_lora(model, 2)
+    if lora:
+        add_lora(model, 2)
+    else:
+        model.network.requires_grad_(True)
+        model.snapshot("reference")
     noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.trainable_parameters():
-            p.add_(moved * torch.randn(p.shape, generator=noise))
+            p.add_((moved if lora else 0.1 * moved) * torch.randn(p.shape, generator=noise))
     return model
 
 
@@ -203,7 +208,9 @@ def test_ktos_reference_point_is_the_clamped_mean_without_gradient(model):
         assert alike(gradient(model, losses.mean()), gradient(model, by_hand.mean()))
 
 
-def test_the_gradient_of_the_implicit_reward_is_that_of_the_policys_error(model):
+@pytest.mark.parametrize("lora", [True, False])
+def test_the_gradient_of_the_implicit_reward_is_that_of_the_policys_error(lora):
+    model = policy(lora=lora)
     s, _, (error, reference) = watched(model, items(model))
     assert error.requires_grad and not reference.requires_grad
     assert torch.equal(s.flatten(), reference - error)
@@ -246,9 +253,10 @@ def test_rankings_from_records():
 
 
 def test_likes_from_records():
-    data = from_records([like(True), like(False, 0.25), pair(1.0)], "binary")
+    data = from_records([like(True, 1.0), like(False, 0.25), pair(1.0)], "binary")
     assert data.labels.tolist() == [1, 0] and data.skipped == Counter({"a record of kind pair": 1})
     assert torch.allclose(data.take(torch.tensor([1])).samples, torch.tensor(0.25), atol=1 / 255)
+    assert (data.take(torch.tensor([0])).samples == 1).all()  # white stays white
 
 
 def test_pictures_that_cannot_be_read_are_named_or_counted(tmp_path):
