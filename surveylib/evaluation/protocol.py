@@ -5,8 +5,8 @@ that every fine-tuning technique spends the same work however it spends it. Meth
 unit for each picture.
 
 Settings. Every technique tries the same number, at most three, and the proxy chooses among them on validation prompts.
-Fine-tuning techniques try their preset with a third of the learning rate, as it is, and with three times the rate. A
-test-time method tries three values of the constant that sets its strength, at about the same cost.
+Fine-tuning techniques try their preset as it is, with three times the learning rate, and with a third of it. A test-time
+method tries its constant of strength as it is, doubled and halved, at about the same cost.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from surveylib.techniques.registry import preset, technique_class
 from surveylib.worlds.shapes.suites import SuitePrompt, suite
 
 MOST_SETTINGS = 3
-RATES = {"slow": 1 / 3, "preset": 1.0, "fast": 3.0}
-STRENGTHS = {"weak": 0.5, "preset": 1.0, "strong": 2.0}
+RATES = {"preset": 1.0, "fast": 3.0, "slow": 1 / 3}  # in the order in which they are tried
+STRENGTHS = {"preset": 1.0, "strong": 2.0, "weak": 0.5}
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def choices(technique: str, scale: str) -> dict[str, Choice]:
         return {label: Choice(training={"lr": base.training.lr * rate}) for label, rate in RATES.items()}
     config = base.config
     if technique == "best_of_n":  # no strength: the same calls as many rough candidates or as few fine ones
-        shapes = {"rough": (2, 0.5), "preset": (1, 1), "fine": (0.5, 2)}
+        shapes = {"preset": (1, 1), "fine": (0.5, 2), "rough": (2, 0.5)}
         return {label: Choice({"n": max(1, round(config.n * n)), "steps": max(1, round(config.steps * steps))})
                 for label, (n, steps) in shapes.items()}
     names = next((n for n in (("strength",), ("rho", "mu"), ("lr",)) if all(hasattr(config, k) for k in n)), ())

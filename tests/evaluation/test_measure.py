@@ -51,8 +51,8 @@ def row(place, name):
 
 
 def test_a_row_holds_what_a_repetition_needs(measured):
-    found = row(measured, "still-seed0-slow")
-    assert found["config"] == {"push": 0.0} and found["training"]["lr"] == pytest.approx(1e-3 / 3)
+    found = row(measured, "still-seed0-preset")
+    assert found["config"] == {"push": 0.0} and found["training"]["lr"] == pytest.approx(1e-3)
     assert found["model"] == "shapes-sd" and found["reward"] == "shapes-pickscore"
     assert all(len(found["hashes"][k]) == 16 for k in ("rule", "model", "reward", "gold", "validation", "test"))
     assert found["training_run"]["ledger"]["equivalents"] == 48 and found["training_run"]["epochs"] == 4
@@ -65,7 +65,7 @@ def test_a_row_holds_what_a_repetition_needs(measured):
 
 
 def test_six_fixed_prompts_are_kept_as_one_small_picture(measured):
-    sheets = [row(measured, name)["test"]["sheet"] for name in ("base-seed0-shapes-sd", "still-seed0-slow")]
+    sheets = [row(measured, name)["test"]["sheet"] for name in ("base-seed0-shapes-sd", "still-seed0-preset")]
     assert sheets[0]["prompts"] == sheets[1]["prompts"] and len(set(sheets[0]["prompts"])) == 6
     for sheet in sheets:
         with Image.open(measured / "rows" / sheet["file"]) as image:
@@ -75,7 +75,7 @@ def test_six_fixed_prompts_are_kept_as_one_small_picture(measured):
 
 def test_a_technique_that_learns_nothing_measures_as_the_base_model(measured):
     """Same prompts, same noise: the pictures are the base model's, every comparison says so."""
-    base, still = row(measured, "base-seed0-shapes-sd")["test"], row(measured, "still-seed0-slow")["test"]
+    base, still = row(measured, "base-seed0-shapes-sd")["test"], row(measured, "still-seed0-preset")["test"]
     assert still["scores"] == base["scores"]
     assert all(rate["value"] == 0.5 for rate in still["win_rate"].values())
     assert still["distance_to_base"]["value"] == pytest.approx(0, abs=1e-9) and still["path_kl"]["value"] == 0
@@ -83,24 +83,24 @@ def test_a_technique_that_learns_nothing_measures_as_the_base_model(measured):
 
 
 def test_a_technique_that_learns_something_does_not(measured):
-    tested = next(r for name in ("slow", "preset") if "test" in (r := row(measured, f"fake-seed0-{name}")))
+    tested = next(r for name in ("preset", "fast", "slow") if "test" in (r := row(measured, f"fake-seed0-{name}")))
     assert tested["test"]["path_kl"]["value"] > 0 and tested["test"]["distance_to_base"]["value"] > 1e-5
 
 
 def test_the_proxy_chooses_and_only_the_chosen_setting_is_tested(measured):
-    found = {name: row(measured, f"fake_sampler-seed0-{name}") for name in ("weak", "preset", "strong")}
+    found = {name: row(measured, f"fake_sampler-seed0-{name}") for name in ("preset", "strong", "weak")}
     proxies = {name: r["validation"]["proxy"]["value"] for name, r in found.items()}
     assert proxies["weak"] == proxies["preset"] > proxies["strong"]  # negatives please nobody
-    assert [name for name, r in found.items() if "test" in r] == ["weak"]
-    # half strength changes nothing: the plain sampler from the base model's noise
-    assert found["weak"]["test"]["scores"] == row(measured, "base-seed0-shapes-sd")["test"]["scores"]
-    assert found["weak"]["training"] is None and "training_run" not in found["weak"]
-    assert "path_kl" not in found["weak"]["test"]
+    assert [name for name, r in found.items() if "test" in r] == ["preset"]
+    # this strength changes nothing: the plain sampler from the base model's noise
+    assert found["preset"]["test"]["scores"] == row(measured, "base-seed0-shapes-sd")["test"]["scores"]
+    assert found["preset"]["training"] is None and "training_run" not in found["preset"]
+    assert "path_kl" not in found["preset"]["test"]
 
 
 def test_gold_is_read_once_and_not_in_validation(tmp_path, monkeypatch, measured):
     shutil.copytree(measured / "rows", tmp_path / "rows")
-    (tmp_path / "rows" / "fake-seed0-slow.json").unlink()
+    (tmp_path / "rows" / "fake-seed0-fast.json").unlink()
     (tmp_path / "rows" / "fake-seed0-preset.json").unlink()
     looks, real = [], scoring.metrics.faithfulness
     monkeypatch.setattr(scoring.metrics, "faithfulness", lambda *a: looks.append(len(a[0])) or real(*a))
@@ -116,7 +116,7 @@ def test_measuring_again_takes_the_rows_that_hold(measured, monkeypatch):
     monkeypatch.setattr(measuring, "load_model", lambda *a: pytest.fail("a model was loaded"))
     said = []
     again = run(["fake_sampler"], measured, said.append, settings=3)
-    assert said == [] and [r["setting"] for r in again] == ["shapes-sd", "weak", "preset", "strong", "weak"]
+    assert said == [] and [r["setting"] for r in again] == ["shapes-sd", "preset", "strong", "weak", "preset"]
 
 
 def test_a_killed_measurement_goes_on_where_it_was(tmp_path, measured):
@@ -130,12 +130,12 @@ def test_a_killed_measurement_goes_on_where_it_was(tmp_path, measured):
     shutil.copytree(measured / "rows", tmp_path / "rows", ignore=shutil.ignore_patterns("fake-*"))
     with pytest.raises(Killed):
         run(["fake"], tmp_path, kill)
-    assert not (tmp_path / "rows" / "fake-seed0-slow.json").exists()
+    assert not (tmp_path / "rows" / "fake-seed0-preset.json").exists()
     said = []
     run(["fake"], tmp_path, said.append)
     epochs = [line for line in said if "epoch" in line]
     assert len(epochs) == 2  # nothing twice
-    new, old = row(tmp_path, "fake-seed0-slow"), row(measured, "fake-seed0-slow")
+    new, old = row(tmp_path, "fake-seed0-preset"), row(measured, "fake-seed0-preset")
     assert new["validation"]["proxy"] == old["validation"]["proxy"]  # bit-equal to the run without a stop
     strip = [[{k: v for k, v in epoch.items() if k != "seconds"} for epoch in r["training_run"]["history"]]
              for r in (new, old)]
@@ -144,14 +144,14 @@ def test_a_killed_measurement_goes_on_where_it_was(tmp_path, measured):
 
 def test_a_run_that_was_killed_between_validation_and_test_is_not_trained_again(tmp_path, measured):
     shutil.copytree(measured, tmp_path / "copy")
-    path = tmp_path / "copy" / "rows" / "still-seed0-slow.json"
+    path = tmp_path / "copy" / "rows" / "still-seed0-preset.json"
     half = json.loads(path.read_text())
     test = half.pop("test")
     path.write_text(json.dumps(half))
     said = []
     run(["still"], tmp_path / "copy", said.append)
-    assert said == ["still-seed0-slow: testing"]
-    assert row(tmp_path / "copy", "still-seed0-slow")["test"]["scores"] == test["scores"]
+    assert said == ["still-seed0-preset: testing"]
+    assert row(tmp_path / "copy", "still-seed0-preset")["test"]["scores"] == test["scores"]
 
 
 def test_every_seed_has_its_row_and_its_own_base(tmp_path, measured):
@@ -161,7 +161,7 @@ def test_every_seed_has_its_row_and_its_own_base(tmp_path, measured):
         ("base", 0), ("base", 1), ("still", 0), ("still", 0), ("still", 1)]
     one, two = row(tmp_path / "copy", "base-seed0-shapes-sd"), row(tmp_path / "copy", "base-seed1-shapes-sd")
     assert one["test"]["scores"] != two["test"]["scores"]
-    assert row(tmp_path / "copy", "still-seed1-slow")["test"]["scores"] == two["test"]["scores"]
+    assert row(tmp_path / "copy", "still-seed1-preset")["test"]["scores"] == two["test"]["scores"]
     line = next(x for x in report(tmp_path / "copy" / "rows").lines if x["technique"] == "still")
     assert line["seeds"] == 2 and line["gold"].n == 28 and line["gold"].prompts == 7
 
@@ -179,22 +179,22 @@ def test_rows_out_of_date_are_listed_marked_and_measured_again(tmp_path, measure
     shutil.copytree(measured, tmp_path / "copy")
     place = tmp_path / "copy"
     assert row_files.stale(place / "rows") == {}
-    change(place, "still-seed0-slow", rule="0" * 16)
-    change(place, "fake_sampler-seed0-weak", model="0" * 16, config={"strength": 9.0, "steps": 3})
-    assert row_files.stale(place / "rows") == {"still-seed0-slow": ["rule"],
-                                               "fake_sampler-seed0-weak": ["model", "config"]}
+    change(place, "still-seed0-preset", rule="0" * 16)
+    change(place, "fake_sampler-seed0-preset", model="0" * 16, config={"strength": 9.0, "steps": 3})
+    assert row_files.stale(place / "rows") == {"still-seed0-preset": ["rule"],
+                                               "fake_sampler-seed0-preset": ["model", "config"]}
     found = report(place / "rows")
     notes = {line["technique"]: line["notes"] for line in found.lines}
     assert notes["still"] == notes["fake_sampler"] == "out of date" and notes["fake"] == ""
     said = []
     run(["still"], place, said.append)
-    assert said[0] == "still-seed0-slow: measured again, rule changed"
-    assert "still-seed0-slow" not in row_files.stale(place / "rows")
+    assert said[0] == "still-seed0-preset: measured again, rule changed"
+    assert "still-seed0-preset" not in row_files.stale(place / "rows")
 
 
 def test_rows_of_a_technique_that_is_gone_are_out_of_date(tmp_path, measured):
     shutil.copytree(measured / "rows", tmp_path / "rows")
-    shutil.copy(tmp_path / "rows" / "still-seed0-slow.json", tmp_path / "rows" / "gone-seed0-slow.json")
+    shutil.copy(tmp_path / "rows" / "still-seed0-preset.json", tmp_path / "rows" / "gone-seed0-slow.json")
     change(tmp_path, "gone-seed0-slow", technique="gone")
     reasons = row_files.stale(tmp_path / "rows")["gone-seed0-slow"]
     assert "unknown technique 'gone'" in reasons[0]
@@ -275,7 +275,7 @@ def test_break_even_is_training_over_extra_calls(measured, tmp_path):
     found = {(b["technique"], b["sampler"]): b["pictures"] for b in report(measured / "rows").break_even}
     assert found["still", "fake_sampler"] is None  # both cost 6 calls a picture
     shutil.copytree(measured / "rows", tmp_path / "rows")
-    path = tmp_path / "rows" / "fake_sampler-seed0-weak.json"
+    path = tmp_path / "rows" / "fake_sampler-seed0-preset.json"
     changed = json.loads(path.read_text())
     changed["test"]["ledger"]["calls_per_picture"] = 22
     path.write_text(json.dumps(changed))
@@ -287,7 +287,7 @@ def test_break_even_is_training_over_extra_calls(measured, tmp_path):
 
 def test_rows_of_different_protocols_do_not_mix(tmp_path, measured):
     shutil.copytree(measured / "rows", tmp_path / "rows")
-    change(tmp_path, "still-seed0-slow", protocol={**SMALL.__dict__, "pictures": 3})
+    change(tmp_path, "still-seed0-preset", protocol={**SMALL.__dict__, "pictures": 3})
     with pytest.raises(ValueError, match="different protocol"):
         report(tmp_path / "rows")
 
