@@ -248,6 +248,24 @@ def measure(
     measure_command(techniques, seeds, budget, calls, settings, scale, folder, console=console)
 
 
+@app.command("equal-cost")
+def equal_cost(
+    methods: Annotated[list[str] | None, typer.Option("--method", help="Default: all; may be repeated.")] = None,
+    per_category: Annotated[int, typer.Option(min=1, help="Test prompts of each category.")] = 8,
+    scale: Annotated[str | None, typer.Option(help="toy, rehearsal, single or full.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of curves; default: the book's.")] = None,
+) -> None:
+    """What test-time methods make of more and more network calls a picture; goes on where it was stopped."""
+    from surveylib.evaluation import equal_cost as curves
+
+    folder = curves.FOLDER if out is None else out
+    for curve in curves.equal_cost(methods, scale=scale, per_category=per_category, folder=folder,
+                                   say=lambda line: console.print(line, style="dim", highlight=False)):
+        last = curve["stops"][-1]
+        console.print(f"{curve['method']}: proxy {last['means']['proxy']['value']:.3f} at {last['calls']:g} calls",
+                      highlight=False)
+
+
 @app.command()
 def report(
     folder: Annotated[Path | None, typer.Option(help="Folder of rows; default: the book's.")] = None,
