@@ -5,8 +5,8 @@ that every fine-tuning technique spends the same work however it spends it. Meth
 unit for each picture.
 
 Settings. Every technique tries the same number, at most three, and the proxy chooses among them on validation prompts.
-Fine-tuning techniques try their preset as it is, with three times the learning rate, and with a third of it. A test-time
-method tries its constant of strength as it is, doubled and halved, at about the same cost.
+Fine-tuning techniques try their preset as it is, with three times the learning rate, and with a third of it. A
+test-time method tries its constant of strength as it is, doubled and halved, at about the same cost.
 """
 
 from __future__ import annotations

@@ -12,6 +12,6 @@ from .plots import STYLE, Plot, curves, draw_curves, label_ends, new_axes, use
 from .scatter import Point, ScatterChooser
 from .sortable import SortableTable
 
-__all__ = ["STYLE", "BeforeAfter", "Curve", "Figure", "LinePlotSlider", "PictureGrid", "Plot", "Point", "ScatterChooser",
-           "Scrubber", "SliderGrid", "SortableTable", "colours", "curves", "data_address", "draw_curves", "label_ends", "new_axes", "tile",
-           "to_array", "to_png", "use"]
+__all__ = ["STYLE", "BeforeAfter", "Curve", "Figure", "LinePlotSlider", "PictureGrid", "Plot", "Point",
+           "ScatterChooser", "Scrubber", "SliderGrid", "SortableTable", "colours", "curves", "data_address",
+           "draw_curves", "label_ends", "new_axes", "tile", "to_array", "to_png", "use"]

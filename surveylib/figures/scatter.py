@@ -9,73 +9,11 @@ from html import escape
 
 from .colours import role
 from .lines import ticks
-from .movable import Figure, _json
+from .movable import Figure, _asset, _json
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 66, 30, 16, 50
 SHAPES = {"circle": "M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0 -11 0Z", "square": "M-5 -5H5V5H-5Z",
           "diamond": "M0 -7L7 0L0 7L-7 0Z", "triangle": "M0 -6.5L6.5 5H-6.5Z"}
-
-_SCRIPT = """((box, spec) => {
-  const [across, up] = box.querySelectorAll("select"), marks = [...box.querySelectorAll("[data-point]")];
-  const make = (tag, more, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const name in more) made.setAttribute(name, more[name]);
-    if (text !== undefined) made.textContent = text;
-    return made;
-  };
-  const {left, right, top, floor} = spec.frame, X = v => left + v * (right - left), Y = v => floor - v * (floor - top);
-  const draw = () => {
-    const x = spec.axes[across.value], y = spec.axes[up.value], grid = box.querySelector(".sv-ticks");
-    grid.replaceChildren();
-    x.ticks.forEach(([v, text]) => grid.append(make("path", {d: `M${X(v)} ${floor}v5`, style: "stroke:var(--sv-rule)"}),
-      make("text", {x: X(v), y: floor + 19, "text-anchor": "middle"}, text)));
-    y.ticks.forEach(([v, text]) => grid.append(make("path", {d: `M${left} ${Y(v)}h-5`, style: "stroke:var(--sv-rule)"}),
-      make("text", {x: left - 8, y: Y(v) + 4, "text-anchor": "end"}, text)));
-    grid.append(make("text", {x: (left + right) / 2, y: floor + 42, "text-anchor": "middle"}, x.label),
-      make("text", {transform: `translate(16 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle"}, y.label));
-    const seen = [];
-    let missing = [];
-    marks.forEach((mark, k) => {
-      const px = x.at[k], py = y.at[k], there = px !== null && py !== null;
-      mark.style.display = there ? "" : "none";
-      if (!there) return missing.push(spec.names[k]);
-      mark.setAttribute("transform", `translate(${X(px)} ${Y(py)})`);
-      const bar = mark.querySelector(".sv-bar");
-      if (bar) bar.setAttribute("d", y.bars[k] ? `M0 ${Y(y.bars[k][0]) - Y(py)}V${Y(y.bars[k][1]) - Y(py)}` : "");
-      seen.push({k, x: X(px), y: Y(py), w: 7.2 * spec.names[k].length + 10});
-    });
-    seen.sort((a, b) => a.y - b.y);  // names go where nothing stands yet: right or left of the mark, then lower
-    const taken = seen.map(p => [p.x - 6, p.y - 6, p.x + 6, p.y + 6]);
-    seen.forEach(p => {
-      const name = marks[p.k].querySelector("text");
-      let best = null;
-      for (const dy of [0, 13, -13, 26, -26, 39, -39]) for (const side of [1, -1]) {
-        const x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - 7;
-        const rect = [x0, y0, x0 + p.w, y0 + 13];
-        const out = x0 < left - 60 || x0 + p.w > right + 28 ? 500 : 0;
-        const hits = taken.reduce((n, r) => n + Math.max(0, Math.min(rect[2], r[2]) - Math.max(rect[0], r[0]))
-          * Math.max(0, Math.min(rect[3], r[3]) - Math.max(rect[1], r[1])), 0);
-        const price = out + hits + Math.abs(dy) / 4 + (side < 0 ? 1 : 0);
-        if (best === null || price < best.price) best = {price, rect, dy, side};
-      }
-      taken.push(best.rect);
-      name.setAttribute("x", best.side * 10);
-      name.setAttribute("y", best.dy + 4);
-      name.setAttribute("text-anchor", best.side > 0 ? "start" : "end");
-    });
-    box.querySelector(".sv-note").textContent = missing.length ? "Has no such number: " + missing.join(", ") + "." : "";
-  };
-  [across, up].forEach(choice => choice.addEventListener("change", draw));
-  draw();
-})"""
-
-_STYLE = """<style>
-.sv-fig .sv-axes{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:.2rem 0 .4rem}
-.sv-fig .sv-axes label{display:flex;gap:.4rem;align-items:center}
-.sv-fig .sv-axes select{font:inherit;color:inherit;background:transparent;border:1px solid var(--sv-rule);border-radius:.4rem;min-height:2rem;max-width:16rem}
-.sv-fig .sv-axes option{color:#1c2126;background:#fff}
-@media print{.sv-fig .sv-axes{display:none}}
-</style>"""
 
 
 @dataclass(frozen=True)
@@ -117,12 +55,14 @@ class ScatterChooser(Figure):
         frame = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "floor": HEIGHT - BOTTOM}
         spec = {"axes": scales, "names": [p.name for p in points], "frame": frame}
         box = "sc" + uuid.uuid4().hex[:10]
-        self.body = (f'{_STYLE}<div id="{box}"><div class="sv-axes">{self._select("across", x)}{self._select("up", y)}'
-                     f'</div><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}">'
-                     f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" style="stroke:var(--sv-rule)" '
-                     f'fill="none"/><g class="sv-ticks"></g>{self._marks(scales[x]["at"], scales[y]["at"])}</svg>'
+        floor = HEIGHT - BOTTOM
+        svg = (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}"><path fill="none" '
+               f'd="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}" style="stroke:var(--sv-rule)"/><g class="sv-ticks"></g>'
+               f'{self._marks(scales[x]["at"], scales[y]["at"])}</svg>')
+        self.body = (f'<style>{_asset("scatter.css")}</style><div id="{box}"><div class="sv-axes">'
+                     f'{self._select("across", x)}{self._select("up", y)}</div>{svg}'
                      f'<p class="sv-note" aria-live="polite"></p></div>'
-                     f'<script>{_SCRIPT}(document.getElementById("{box}"),{_json(spec)});</script>')
+                     f'<script>({_asset("scatter.js")})(document.getElementById("{box}"),{_json(spec)});</script>')
 
     def _number(self, value: float | None, key: str) -> float | None:
         """A value on the axis' scale; None where it cannot stand there."""
@@ -156,8 +96,8 @@ class ScatterChooser(Figure):
                 "bars": [bar and [place(v) for v in bar] for bar in bars], "ticks": [[place(v), t] for v, t in marks]}
 
     def _select(self, name: str, chosen: str) -> str:
-        options = "".join(f'<option value="{escape(key)}"{" selected" if key == chosen else ""}>{escape(label)}</option>'
-                          for key, label in self.axes.items())
+        options = "".join(f'<option value="{escape(key)}"{" selected" if key == chosen else ""}>{escape(label)}'
+                          "</option>" for key, label in self.axes.items())
         return f'<label><span>{name}</span><select aria-label="axis {name}">{options}</select></label>'
 
     def _marks(self, across: Sequence[float | None], up: Sequence[float | None]) -> str:
@@ -165,7 +105,8 @@ class ScatterChooser(Figure):
         for n, (point, x, y) in enumerate(zip(self.points, across, up)):
             hue = f"var(--sv-{point.role})" if point.role in ("base", "aligned") else role(point.role)
             hidden = x is None or y is None
-            at = (0, 0) if hidden else (LEFT + x * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - y * (HEIGHT - TOP - BOTTOM))
+            wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+            at = (0, 0) if hidden else (LEFT + x * wide, HEIGHT - BOTTOM - y * high)
             parts.append(f'<g data-point="{n}" transform="translate({at[0]:.1f} {at[1]:.1f})"'
                          f'{" style=display:none" if hidden else ""}><path class="sv-bar" fill="none" '
                          f'style="stroke:{hue};opacity:.45;stroke-width:2"/><path d="{SHAPES[point.shape]}" '

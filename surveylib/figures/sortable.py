@@ -8,37 +8,7 @@ from numbers import Real
 from typing import Any
 
 from .colours import role
-from .movable import Figure, _json
-
-_SCRIPT = """((box, start) => {
-  const body = box.querySelector("tbody"), heads = [...box.querySelectorAll("thead th")];
-  const sort = (k, up) => {
-    const value = row => row.children[k].dataset.value;
-    const rows = [...body.children];
-    const words = rows.some(row => value(row) !== undefined && isNaN(value(row)));
-    rows.sort((a, b) => {
-      const x = value(a), y = value(b);
-      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);  // nothing stays below
-      return (up ? 1 : -1) * (words ? x.localeCompare(y) : x - y);
-    });
-    body.append(...rows);
-    heads.forEach((head, n) => head.setAttribute("aria-sort", n === k ? (up ? "ascending" : "descending") : "none"));
-  };
-  heads.forEach((head, k) => head.querySelector("button").addEventListener("click",
-    () => sort(k, head.getAttribute("aria-sort") === "descending")));
-  if (start >= 0) sort(start, false);
-})"""
-
-_STYLE = """<style>
-.sv-fig .sv-scroll{overflow-x:auto;max-width:100%}
-.sv-fig table.sv-sort{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums;margin:0;width:auto;color:inherit}
-.sv-fig .sv-sort th,.sv-fig .sv-sort td{padding:.28rem .6rem;border:0;border-bottom:1px solid var(--sv-rule);text-align:right;vertical-align:top;background:none}
-.sv-fig .sv-sort td:first-child,.sv-fig .sv-sort th:first-child{text-align:left;border-left:4px solid var(--sv-family,transparent);position:sticky;left:0;background:var(--pst-color-background,canvas)}
-.sv-fig .sv-sort th button{border:0;padding:0;min-width:0;min-height:0;font-weight:600;text-align:inherit;line-height:1.25}
-.sv-fig .sv-sort th button::after{content:"\\2002";display:inline-block;width:.9em}
-.sv-fig .sv-sort th[aria-sort=ascending] button::after{content:"\\25B2"}.sv-fig .sv-sort th[aria-sort=descending] button::after{content:"\\25BC"}
-.sv-fig .sv-sort small{display:block;color:var(--sv-mute);font-size:.75rem;white-space:nowrap}
-</style>"""
+from .movable import Figure, _asset, _json
 
 
 class SortableTable(Figure):
@@ -56,7 +26,7 @@ class SortableTable(Figure):
         super().__init__(title, caption, alt)
         self.columns = [str(name) for name in columns]
         if not rows or any(len(row) != len(self.columns) for row in rows):
-            raise ValueError(f"SortableTable: {len(self.columns)} columns and rows of {[len(row) for row in rows]} cells")
+            raise ValueError(f"SortableTable: {len(self.columns)} columns and rows of {[len(r) for r in rows]} cells")
         if colours is not None and len(colours) != len(rows):
             raise ValueError(f"SortableTable: {len(colours)} colours for {len(rows)} rows")
         if sort is not None and sort not in self.columns:
@@ -68,9 +38,9 @@ class SortableTable(Figure):
                         for name in self.columns)
         lines = "".join(_row(cells, hue) for cells, hue in zip(self.cells, hues))
         start = -1 if sort is None else self.columns.index(sort)
-        self.body = (f'{_STYLE}<div class="sv-scroll" tabindex="0"><table class="sv-sort" id="{key}"><thead><tr>{heads}'
-                     f"</tr></thead><tbody>{lines}</tbody></table></div>"
-                     f'<script>{_SCRIPT}(document.getElementById("{key}"),{_json(start)});</script>')
+        self.body = (f'<style>{_asset("sortable.css")}</style><div class="sv-scroll" tabindex="0"><table class="sv-sort" '
+                     f'id="{key}"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+                     f'<script>({_asset("sortable.js")})(document.getElementById("{key}"),{_json(start)});</script>')
 
     @property
     def png(self) -> bytes:

@@ -61,5 +61,5 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="no ladder of costs for ddpo; there are: more steps, best_of_n"):
         next(curves.equal_cost(["ddpo"], scale="toy", folder=tmp_path))
     (tmp_path / "cut.json").write_text("{")
-    with pytest.raises(ValueError, match="cut.json is no equal-cost curve"):
+    with pytest.raises(ValueError, match=r"cut\.json is no equal-cost curve"):
         curves.read_curves(tmp_path)

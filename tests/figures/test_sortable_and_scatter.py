@@ -17,7 +17,8 @@ def table(**more):
 
 def scatter(**more):
     points = [Point("base", {"cost": 1.0, "gain": 0.0, "kl": None}),
-              Point("good & cheap", {"cost": 10.0, "gain": 2.0, "kl": 1.0}, "test_time", "square", {"gain": (1.0, 3.0)}),
+              Point("good & cheap", {"cost": 10.0, "gain": 2.0, "kl": 1.0}, "test_time", "square",
+                    {"gain": (1.0, 3.0)}),
               Point("good and dear", {"cost": 1000.0, "gain": 2.1, "kl": 4.0}, "preference", "diamond")]
     axes = {"cost": "calls", "gain": "gain (higher is better)", "kl": "KL, nats"}
     return ScatterChooser(points, axes, x="cost", y="gain", log=("cost",), alt="gain against cost", **more)
@@ -36,7 +37,8 @@ def test_table_shows_text_and_sorts_by_value():
     body = table().body
     assert "apple &lt;b&gt;" in body and "<b>" not in body
     assert 'data-value="10">ten<small>low to high</small>' in body and "<td>–</td>" in body
-    assert [m for m in re.findall(r'data-value="([^"]+)">(?:plum|apple|fig)', body)] == ["plum", "apple &lt;b&gt;", "fig"]
+    found = re.findall(r'data-value="([^"]+)">(?:plum|apple|fig)', body)
+    assert found == ["plum", "apple &lt;b&gt;", "fig"]
 
 
 def test_scatter_places_are_linear_or_in_powers_of_ten():
@@ -109,8 +111,8 @@ def test_axes_are_chosen_and_what_has_no_number_is_named(opened):
 @pytest.mark.browser
 def test_names_do_not_lie_on_each_other(opened):
     close = [Point(f"method {n}", {"a": 1.0 + n / 200, "b": 1.0 + n / 300}) for n in range(6)]
-    page, problems = opened(ScatterChooser([*close, Point("far", {"a": 2.0, "b": 2.0})], {"a": "a", "b": "b"}, x="a", y="b",
-                                           alt="six close points"))
+    points = [*close, Point("far", {"a": 2.0, "b": 2.0})]
+    page, problems = opened(ScatterChooser(points, {"a": "a", "b": "b"}, x="a", y="b", alt="six close points"))
     boxes = [page.locator(f"[data-point='{n}'] text").bounding_box() for n in range(6)]
     for n, one in enumerate(boxes):
         for other in boxes[n + 1:]:
