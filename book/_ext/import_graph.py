@@ -108,8 +108,9 @@ def uses(path: Path, root: Path) -> tuple[list[Path], list[str]]:
         if name and folder.joinpath(name).is_dir() and "/" not in name and name not in (".", ".."):
             found |= {f for f in folder.joinpath(name).rglob("*") if f.is_file()}
     for name in strings:  # data of the repository named in the chapter itself
-        if "/" in name and not name.startswith(("/", ".")) and (root / name).is_file():
-            found.add(root / name)
+        if "/" in name and not name.startswith(("/", ".")):
+            place = root / name
+            found |= {place} if place.is_file() else {f for f in place.glob("**/*") if f.is_file()}
     return sorted(found), sorted(outside)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ class Report:
     """Everything a page shows.
 
     Attributes:
-        lines: one dict a technique, base first, then by gold; means are `Mean`, numbers plain, missing None.
+        lines: one dict a technique, base first, then by gold; means are `Mean`, numbers plain, missing None. "gain"
+            holds differences from the base model's pictures by score.
         arena: places by gold, or () where fewer than two techniques were tested on the same pictures.
         break_even: dicts technique, sampler, pictures: how many pictures make training as cheap as searching.
         figures: name -> list of dicts, plain numbers (see `figure_data`).
@@ -51,10 +52,17 @@ class Report:
 
     def as_json(self) -> str:
         """All of it."""
-        lines = [{k: v.numbers() if isinstance(v, Mean) else v for k, v in line.items()} for line in self.lines]
+        lines = [plain(line) for line in self.lines]
         places = [vars(place) for place in self.arena]
         return json.dumps({"lines": lines, "arena": places, "break_even": self.break_even, "figures": self.figures,
                            "stale": self.stale, "untested": self.untested}, indent=1)
+
+
+def plain(value: Any) -> Any:
+    """For JSON: means as their numbers, in dicts too."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.numbers() if isinstance(value, Mean) else value
 
 
 def report(folder: str | Path = ROWS) -> Report:
@@ -104,12 +112,15 @@ def line_of(title: str, rows: Sequence[Row], bases: dict, old: Sequence[str]) ->
     line: dict[str, Any] = {
         "technique": title, "kind": first["kind"], "setting": "/".join(sorted({row["setting"] for row in rows})),
         "seeds": len(rows), "proxy": pooled(rows, "proxy"), "gold": pooled(rows, "gold"),
-        "pass": pooled(rows, "pass"), "win rate": wins(rows, bases, "gold") or wins(rows, bases, "proxy"),
+        "pass": pooled(rows, "pass"),
+        "win rate": compared(rows, bases, "gold", outcomes) or compared(rows, bases, "proxy", outcomes),
         "diversity": average(rows, "diversity"), "KL of path": average(rows, "path_kl"),
         "FID to base": average(rows, "fid_to_base"), "calls a picture": float(np.mean(calls)),
         "training calls": float(np.mean([t["equivalents"] for t in training])) if training else None,
         "minutes": float(np.mean([t["wall"] for t in training])) / 60 if training else None,
     }
+    line["gain"] = {name: gain for name in first["test"]["scores"]
+                    if (gain := compared(rows, bases, name, np.subtract)) is not None}
     line["held out"] = {name: pooled(rows, name).numbers() for name in first["test"]["scores"]
                         if name not in ("proxy", "gold", "pass")}
     line["by category"] = {name: round(float(np.mean([row["test"]["by_category"]["pass"][name]["value"]
@@ -135,12 +146,15 @@ def base_of(row: Row, bases: dict) -> Row | None:
     return bases.get((row["model"], row["seed"]))
 
 
-def wins(rows: Sequence[Row], bases: dict, name: str) -> Mean | None:
-    """Win rate against base over the pictures of all seeds; None for base, or where a base row is missing."""
+def compared(rows: Sequence[Row], bases: dict, name: str, how: Callable) -> Mean | None:
+    """Mean of how(score, base model's score), picture by picture from the same noise, over the pictures of all seeds.
+
+    None for the base model itself, or where a base row or the score is missing.
+    """
     pairs = [(row, base_of(row, bases)) for row in rows if row["technique"] != BASE]
     if not pairs or any(base is None or name not in row["test"]["scores"] for row, base in pairs):
         return None
-    found = [outcomes(row["test"]["scores"][name], base["test"]["scores"][name]) for row, base in pairs]
+    found = [how(row["test"]["scores"][name], base["test"]["scores"][name]) for row, base in pairs]
     return clustered_mean(np.concatenate(found), np.concatenate([row["test"]["clusters"] for row, _ in pairs]))
 
 

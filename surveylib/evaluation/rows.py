@@ -199,6 +199,18 @@ def versions() -> dict[str, str]:
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
+def in_repository(name: str) -> Path:
+    """A file or folder of the repository that this code lies in, wherever the program was started.
+
+    Raises:
+        FileNotFoundError: it is not there, as where the library was installed without the repository.
+    """
+    path = Path(__file__).resolve().parents[2] / name
+    if not path.exists():
+        raise FileNotFoundError(f"{name} is not beside the library: measured rows come with a clone of the repository")
+    return path
+
+
 def write_row(folder: Path, row: Row) -> Path:
     """Writes a row under its name; a reader sees the old one or the new one."""
     path = Path(folder) / f"{row['technique']}-seed{row['seed']}-{row['setting']}.json"

@@ -38,8 +38,8 @@ class SortableTable(Figure):
                         for name in self.columns)
         lines = "".join(_row(cells, hue) for cells, hue in zip(self.cells, hues))
         start = -1 if sort is None else self.columns.index(sort)
-        self.body = (f'<style>{_asset("sortable.css")}</style><div class="sv-scroll" tabindex="0"><table class="sv-sort" '
-                     f'id="{key}"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
+        self.body = (f'<style>{_asset("sortable.css")}</style><div class="sv-scroll" tabindex="0"><table '
+                     f'class="sv-sort" id="{key}"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>'
                      f'<script>({_asset("sortable.js")})(document.getElementById("{key}"),{_json(start)});</script>')
 
     @property

@@ -67,6 +67,7 @@ def test_imports_are_followed_through(tree):
     ("x = load('shapes-x')", "surveylib/worlds/shapes/checkpoints/shapes-x/model.safetensors"),
     ("from surveylib import top", "surveylib/worlds/shapes/checkpoints/shapes-x/model.safetensors"),
     ("open(root / 'book/measurements/rows.json')", "book/measurements/rows.json"),
+    ("rows(root / 'book/measurements')", "book/measurements/rows.json"),  # a whole folder
     ("%matplotlib inline\nimport surveylib.middle", "surveylib/low/a.py"),
     ("if x:\n    !ls\nimport surveylib.middle", "surveylib/low/a.py"),
 ])

@@ -164,6 +164,7 @@ def test_every_seed_has_its_row_and_its_own_base(tmp_path, measured):
     assert row(tmp_path / "copy", "still-seed1-preset")["test"]["scores"] == two["test"]["scores"]
     line = next(x for x in report(tmp_path / "copy" / "rows").lines if x["technique"] == "still")
     assert line["seeds"] == 2 and line["gold"].n == 28 and line["gold"].prompts == 7
+    assert line["gain"]["gold"].value == 0 and line["gain"]["proxy"].n == 28  # it learns nothing: the base's pictures
 
 
 # -- rows out of date --------------------------------------------------------------------------------------------------
