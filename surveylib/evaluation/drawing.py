@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from surveylib.diffusion.dynamics import DDIM, Dynamics, FlowSDE
 from surveylib.diffusion.model import DiffusionModel
-from surveylib.figures.sheet import sheet
+from surveylib.figures.sheet import GAP, sheet
 from surveylib.rewards.contract import Reward
 from surveylib.runs.ledger import Ledger
 from surveylib.techniques.contract import Sampler
@@ -59,6 +61,13 @@ def write_sheet(path: Path, pictures: Tensor) -> None:
     beside = path.with_name(path.name + f".{os.getpid()}.tmp")
     beside.write_bytes(data)
     os.replace(beside, path)
+
+
+def read_sheet(path: Path, count: int) -> list[np.ndarray]:
+    """The `count` pictures of a file of `write_sheet`, (H, W, 3) of uint8 each."""
+    with Image.open(path) as found:
+        side, whole = found.height, np.asarray(found.convert("RGBA").convert("RGB"))
+    return [whole[:, n * (side + GAP) : n * (side + GAP) + side] for n in range(count)]
 
 
 def spread(count: int, wanted: int) -> list[int]:

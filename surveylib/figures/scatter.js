@@ -16,7 +16,7 @@
       make("text", {x: left - 8, y: Y(v) + 4, "text-anchor": "end"}, text)));
     grid.append(make("text", {x: (left + right) / 2, y: floor + 42, "text-anchor": "middle"}, x.label),
       make("text", {transform: `translate(16 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle"}, y.label));
-    const seen = [];
+    const size = parseFloat(getComputedStyle(marks[0].querySelector("text")).fontSize), seen = [];
     let missing = [];
     marks.forEach((mark, k) => {
       const px = x.at[k], py = y.at[k], there = px !== null && py !== null;
@@ -25,16 +25,16 @@
       mark.setAttribute("transform", `translate(${X(px)} ${Y(py)})`);
       const bar = mark.querySelector(".sv-bar");
       if (bar) bar.setAttribute("d", y.bars[k] ? `M0 ${Y(y.bars[k][0]) - Y(py)}V${Y(y.bars[k][1]) - Y(py)}` : "");
-      seen.push({k, x: X(px), y: Y(py), w: 7.2 * spec.names[k].length + 10});
+      seen.push({k, x: X(px), y: Y(py), w: 0.56 * size * spec.names[k].length + 8});
     });
     seen.sort((a, b) => a.y - b.y);  // names go where nothing stands yet: right or left of the mark, then lower
     const taken = seen.map(p => [p.x - 6, p.y - 6, p.x + 6, p.y + 6]);
     seen.forEach(p => {
       const name = marks[p.k].querySelector("text");
       let best = null;
-      for (const dy of [0, 13, -13, 26, -26, 39, -39]) for (const side of [1, -1]) {
-        const x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - 7;
-        const rect = [x0, y0, x0 + p.w, y0 + 13];
+      for (const dy of [0, 1, -1, 2, -2, 3, -3].map(n => n * size)) for (const side of [1, -1]) {
+        const x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - size / 2;
+        const rect = [x0, y0, x0 + p.w, y0 + size];
         const out = x0 < left - 60 || x0 + p.w > right + 28 ? 500 : 0;
         const hits = taken.reduce((n, r) => n + Math.max(0, Math.min(rect[2], r[2]) - Math.max(rect[0], r[0]))
           * Math.max(0, Math.min(rect[3], r[3]) - Math.max(rect[1], r[1])), 0);
@@ -43,7 +43,7 @@
       }
       taken.push(best.rect);
       name.setAttribute("x", best.side * 10);
-      name.setAttribute("y", best.dy + 4);
+      name.setAttribute("y", best.dy + size / 3);
       name.setAttribute("text-anchor", best.side > 0 ? "start" : "end");
     });
     box.querySelector(".sv-note").textContent = missing.length ? "Has no such number: " + missing.join(", ") + "." : "";

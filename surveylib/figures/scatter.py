@@ -35,7 +35,7 @@ class ScatterChooser(Figure):
 
     points: `Point`s. axes: key -> label, with the unit and what is better. x, y: keys of the axes that stand first.
     log: keys of axes in powers of ten; values that are not positive are then missing.
-    Raises ValueError: no points, an unknown key or shape, an axis without two different numbers.
+    Raises ValueError: no points, an unknown key or shape, an axis on which no point has a number.
     """
 
     def __init__(self, points: Sequence[Point], axes: Mapping[str, str], *, x: str, y: str, log: Sequence[str] = (),
@@ -56,8 +56,8 @@ class ScatterChooser(Figure):
         spec = {"axes": scales, "names": [p.name for p in points], "frame": frame}
         box = "sc" + uuid.uuid4().hex[:10]
         floor = HEIGHT - BOTTOM
-        svg = (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}"><path fill="none" '
-               f'd="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}" style="stroke:var(--sv-rule)"/><g class="sv-ticks"></g>'
+        svg = (f'<svg class="sv-scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}">'
+               f'<path fill="none" d="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}" style="stroke:var(--sv-rule)"/><g class="sv-ticks"></g>'
                f'{self._marks(scales[x]["at"], scales[y]["at"])}</svg>')
         self.body = (f'<style>{_asset("scatter.css")}</style><div id="{box}"><div class="sv-axes">'
                      f'{self._select("across", x)}{self._select("up", y)}</div>{svg}'
@@ -77,10 +77,10 @@ class ScatterChooser(Figure):
                 for p in self.points]
         bars = [None if bar is None or None in bar else bar for bar in bars]
         every = [v for v in found if v is not None] + [v for bar in bars if bar for v in bar]
-        low, high = (min(every), max(every)) if every else (0.0, 0.0)
-        if low == high:
-            raise ValueError(f"ScatterChooser: axis {key!r} needs two different numbers")
-        pad = 0.06 * (high - low)
+        if not every:
+            raise ValueError(f"ScatterChooser: no point has a number on axis {key!r}")
+        low, high = min(every), max(every)
+        pad = 0.06 * (high - low) or 0.1 * abs(low) or 1.0
         low, high = low - pad, high + pad
 
         def place(value: float) -> float:

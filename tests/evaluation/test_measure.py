@@ -10,6 +10,7 @@ from PIL import Image
 from surveylib.evaluation import measure as measuring
 from surveylib.evaluation import rows as row_files
 from surveylib.evaluation import scoring
+from surveylib.evaluation.drawing import read_sheet, write_sheet
 from surveylib.evaluation.measure import measure
 from surveylib.evaluation.protocol import BUDGETS, Budget, Protocol, choices, prompts_of
 from surveylib.evaluation.report import report
@@ -71,6 +72,13 @@ def test_six_fixed_prompts_are_kept_as_one_small_picture(measured):
         with Image.open(measured / "rows" / sheet["file"]) as image:
             assert image.size[1] == 64 and image.size[0] >= 6 * 64
         assert (measured / "rows" / sheet["file"]).stat().st_size < 40_000
+
+
+def test_a_sheet_gives_back_its_pictures(tmp_path):
+    pictures = torch.tensor([0.0, 1.0, 0.2]).view(3, 1, 1, 1).expand(3, 3, 8, 8)
+    write_sheet(tmp_path / "s.png", pictures)
+    assert [(p.shape, int(p.min()), int(p.max())) for p in read_sheet(tmp_path / "s.png", 3)] == [
+        ((8, 8, 3), v, v) for v in (0, 255, 51)]
 
 
 def test_a_technique_that_learns_nothing_measures_as_the_base_model(measured):

@@ -60,7 +60,7 @@ def test_scatter_places_are_linear_or_in_powers_of_ten():
     (lambda: SortableTable(["a"], [[1]], sort="b", alt="x"), "no column"),
     (lambda: ScatterChooser([], {"a": "a"}, x="a", y="a", alt="x"), "at least one Point"),
     (lambda: ScatterChooser([Point("p", {"a": 1})], {"a": "a"}, x="a", y="b", alt="x"), "'b' is no axis"),
-    (lambda: ScatterChooser([Point("p", {"a": 1})], {"a": "a"}, x="a", y="a", alt="x"), "two different numbers"),
+    (lambda: ScatterChooser([Point("p", {"b": 1})], {"a": "a"}, x="a", y="a", alt="x"), "no point has a number"),
     (lambda: ScatterChooser([Point("p", {"a": 1}, shape="star")], {"a": "a"}, x="a", y="a", alt="x"), "shape 'star'"),
 ])
 def test_bad_input_is_named(make, message):
@@ -127,3 +127,8 @@ def test_names_do_not_lie_on_each_other(opened):
 def test_fits_a_phone(opened, make):
     page, problems = opened(make(), viewport={"width": 390, "height": 844}, color_scheme="dark")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth") and problems == []
+
+
+def test_an_axis_of_equal_numbers_has_a_middle():
+    figure = ScatterChooser([Point("p", {"a": 3.0}), Point("q", {"a": 3.0})], {"a": "a"}, x="a", y="a", alt="x")
+    assert figure._axis("a")["at"] == [0.5, 0.5] and len(figure._axis("a")["ticks"]) >= 2
