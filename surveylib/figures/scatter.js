@@ -14,8 +14,8 @@
       make("text", {x: X(v), y: floor + 19, "text-anchor": "middle"}, text)));
     y.ticks.forEach(([v, text]) => grid.append(make("path", {d: `M${left} ${Y(v)}h-5`, style: "stroke:var(--sv-rule)"}),
       make("text", {x: left - 8, y: Y(v) + 4, "text-anchor": "end"}, text)));
-    grid.append(make("text", {x: (left + right) / 2, y: floor + 42, "text-anchor": "middle"}, x.label),
-      make("text", {transform: `translate(16 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle"}, y.label));
+    grid.append(make("text", {x: (left + right) / 2, y: floor + 42, "text-anchor": "middle", class: "sv-axis"}, x.label),
+      make("text", {transform: `translate(16 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle", class: "sv-axis"}, y.label));
     const size = parseFloat(getComputedStyle(marks[0].querySelector("text")).fontSize), seen = [];
     let missing = [];
     marks.forEach((mark, k) => {

@@ -56,9 +56,9 @@ class ScatterChooser(Figure):
         spec = {"axes": scales, "names": [p.name for p in points], "frame": frame}
         box = "sc" + uuid.uuid4().hex[:10]
         floor = HEIGHT - BOTTOM
+        line = f'<path fill="none" d="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}" style="stroke:var(--sv-rule)"/>'
         svg = (f'<svg class="sv-scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}">'
-               f'<path fill="none" d="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}" style="stroke:var(--sv-rule)"/><g class="sv-ticks"></g>'
-               f'{self._marks(scales[x]["at"], scales[y]["at"])}</svg>')
+               f'{line}<g class="sv-ticks"></g>{self._marks(scales[x]["at"], scales[y]["at"])}</svg>')
         self.body = (f'<style>{_asset("scatter.css")}</style><div id="{box}"><div class="sv-axes">'
                      f'{self._select("across", x)}{self._select("up", y)}</div>{svg}'
                      f'<p class="sv-note" aria-live="polite"></p></div>'
