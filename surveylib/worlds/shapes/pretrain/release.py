@@ -3,6 +3,7 @@
     python -m surveylib.worlds.shapes.pretrain.release shapes-sd --run runs/shapes-sd --hardware "2 CPU cores"
 
 The card's numbers come from the run's `metrics.jsonl`, from the judge and from a timing made here; nothing is typed in.
+After a change of the judge, `python -m surveylib.evaluation.rejudge shapes-sd` scores a shipped model again.
 """
 
 from __future__ import annotations
@@ -77,11 +78,19 @@ def measure(name: str, run: Path, hardware: str, per_category: int = 110) -> dic
                            if isinstance(v, torch.nn.Module)}
     facts["psnr"] = round(reconstruction(model), 2)
     facts["seconds for 64 pictures at 20 steps"] = round(seconds_for_64(model), 2)
-    facts["prompts"] = {"held-out": per_category, "generalisation": round(per_category * 4 / 11)}
+    return facts | scored(model, per_category)
+
+
+def scored(model, per_category: int = 110) -> dict:
+    """What the judge says of a model: four pictures a prompt of both suites, and the plain call beside ours.
+
+    per_category: held-out prompts of a category, 4/11 of it on the other suite.
+    """
+    facts = {"prompts": {"held-out": per_category, "generalisation": round(per_category * 4 / 11)}}
     for suite, prompts in facts["prompts"].items():
         scores = suites.score_model(model, suites.suite(suite, prompts), progress=True)
         facts[suite] = {"quality": round(scores.quality, 4), "table": table_of(scores)}
-    few = suites.suite("held-out", per_category=8)
+    few = suites.suite("held-out", per_category=min(8, per_category))
     both = [suites.score_model(painter, few, progress=True).table["overall"] for painter in (model, model.pipeline)]
     facts["plain call"] = {"ours": round(both[0].rate, 4), "plain": round(both[1].rate, 4), "pictures": both[0].n}
     return facts
@@ -105,6 +114,7 @@ def card(facts: dict) -> str:
              f"overall where these settings pass {100 * both['ours']:.1f} % ({both['pictures']} pictures each, same "
              "noise). With the same settings the two are the same pictures.")
     note = f"\n- {facts['note']}" if facts.get("note") else ""
+    judge = f" Judge's version: {facts['judge']}." if facts.get("judge") else ""
     settings = ", ".join(f"{k} {v}" for k, v in SETTINGS[name].items())
     return f"""---
 license: mit
@@ -130,7 +140,7 @@ The training data are flawed at these rates, so that the model has something to 
 
 The judge of the Shapes world reads each picture and passes it when everything the prompt names is there and nothing
 else. Four pictures a prompt, seed 0. "overall" is the mean of GenEval's six categories. Standard errors are clustered
-by prompt.
+by prompt.{judge}
 
 {chr(10).join(tables)}
 {plain}
