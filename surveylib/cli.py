@@ -280,7 +280,7 @@ def report(
 
 @app.command()
 def gaussian(
-    family: Annotated[list[str] | None, typer.Option(help="Default: all four; may be repeated.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Default: all; may be repeated.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:

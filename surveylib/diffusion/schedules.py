@@ -18,7 +18,9 @@ arXiv 2112.10752 (scaled linear); rectified flow, arXiv 2209.03003; the shift of
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ from torch import Tensor
 Family = Literal["vp", "flow"]
 VP_SPACINGS = ("leading", "trailing", "linspace")
 FLOW_SPACINGS = ("sigma_min", "uniform")
+START_SIGNAL = 0.1  # most share of signal, a², that a grid's first time may leave where sampling starts from pure noise
 _DERIVED_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "shift_terminal")
 
 
@@ -202,6 +205,11 @@ class VPSchedule(Schedule):
         Each step goes to the next entry of the grid. diffusers' DDIMScheduler goes to ``t - T // steps`` instead, which
         is the same where ``steps`` divides T, and with ``"leading"`` always; elsewhere it steps to a time it then does
         not start from (its DDPMScheduler follows the grid, as here).
+
+        Warns, once, of a ``"leading"`` grid that starts where more than `START_SIGNAL` of the variance is still signal:
+        samplers start from pure noise, and what is missing is missing in the picture (Lin et al., arXiv 2305.08891).
+        Stable Diffusion's schedule leaves 0.8 % at 20 steps, 1.4 % at 10, 5.6 % at 4, and 10.4 % at 3, where an exact
+        score ends with the mean of the data a quarter too small; from 3 steps down it is warned of.
         """
         T = self.num_train_timesteps
         if not 1 <= steps <= T:
@@ -212,10 +220,36 @@ class VPSchedule(Schedule):
             times = (np.arange(steps) * (T // steps))[::-1] + self.steps_offset
         else:
             times = np.round(np.arange(T, 0, -T / steps)) - 1
+        if self.spacing == "leading" and self._signal(steps) > START_SIGNAL:
+            self._warn_of_start(steps)
         return torch.tensor([*times.tolist(), self.end], dtype=torch.float64)
 
     def network_time(self, t: Tensor | float) -> Tensor:
         return torch.as_tensor(t).to(torch.float32)
+
+    def _leading_start(self, steps: int) -> int:
+        """First timestep of a leading grid."""
+        T = self.num_train_timesteps
+        return min((steps - 1) * (T // steps) + self.steps_offset, T - 1)
+
+    def _signal(self, steps: int) -> float:
+        """Share of the variance at a leading grid's start that is signal, beyond what the last timestep leaves."""
+        return float(self.alphas_cumprod[self._leading_start(steps)] - self.alphas_cumprod[-1])
+
+    def _warn_of_start(self, steps: int) -> None:
+        first, last = self._leading_start(steps), self.num_train_timesteps - 1
+        enough = next((n for n in range(steps, last + 2) if self._signal(n) <= START_SIGNAL), last + 1)
+        _warn_once(
+            f"a leading grid of {steps} step{'s' if steps > 1 else ''} starts at timestep {first} of {last}, where "
+            f"{float(self.alphas_cumprod[first]):.0%} of the variance is still signal, and pictures are drawn from pure "
+            f"noise there; up to {START_SIGNAL:.0%} does little harm. Take at least {enough} steps, or set "
+            "timestep_spacing=\"trailing\" in the scheduler's configuration"
+        )
+
+
+@cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 class FlowSchedule(Schedule):

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
+from surveylib.diffusion import schedules
 from surveylib.diffusion.schedules import (
     FlowSchedule,
     VPSchedule,
@@ -157,3 +159,40 @@ def test_broadcast_raises_half_precision_and_checks_the_batch():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.fixture
+def anew():
+    """Forget which warnings were given."""
+    schedules._warn_once.cache_clear()
+
+
+@pytest.mark.parametrize("steps, first, share, enough", [(1, 1, "100%", 4), (3, 667, "10%", 4)])
+def test_a_leading_grid_that_starts_with_signal_left_is_warned_of_once(anew, steps, first, share, enough):
+    schedule = VPSchedule.scaled_linear(spacing="leading", steps_offset=1)
+    with pytest.warns(UserWarning, match=f"timestep {first} of 999, where {share} .* at least {enough} steps") as found:
+        schedule.grid(steps)
+        schedule.grid(steps)
+    assert len(found) == 1 and "trailing" in str(found[0].message)
+
+
+@pytest.mark.parametrize("schedule, counts", [
+    (VPSchedule.scaled_linear(spacing="leading", steps_offset=1), (4, 5, 8, 10, 20, 50, 1000)),
+    (VPSchedule.scaled_linear(spacing="trailing"), (1, 2, 3)),
+    (VPSchedule.linear(), (3, 10)),
+    (VPSchedule([0.99, 0.9, 0.8]), (3,)),  # the last timestep itself leaves signal: the schedule's doing, not the grid's
+])
+def test_usual_grids_are_not_warned_of(anew, schedule, counts):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for steps in counts:
+            schedule.grid(steps)
+
+
+def test_the_step_count_that_is_advised_is_the_first_without_a_warning(anew):
+    schedule = VPSchedule.cosine()
+    with pytest.warns(UserWarning, match="at least 5 steps"):
+        schedule.grid(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule.grid(5)
