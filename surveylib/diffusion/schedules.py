@@ -220,7 +220,7 @@ class VPSchedule(Schedule):
             times = (np.arange(steps) * (T // steps))[::-1] + self.steps_offset
         else:
             times = np.round(np.arange(T, 0, -T / steps)) - 1
-        if self.spacing == "leading" and self._signal(steps) > START_SIGNAL:
+        if self.spacing == "leading" and self.alphas_cumprod[-1] <= START_SIGNAL < self._signal(steps):
             self._warn_of_start(steps)
         return torch.tensor([*times.tolist(), self.end], dtype=torch.float64)
 
@@ -233,16 +233,16 @@ class VPSchedule(Schedule):
         return min((steps - 1) * (T // steps) + self.steps_offset, T - 1)
 
     def _signal(self, steps: int) -> float:
-        """Share of the variance at a leading grid's start that is signal, beyond what the last timestep leaves."""
-        return float(self.alphas_cumprod[self._leading_start(steps)] - self.alphas_cumprod[-1])
+        """Share of the variance that is signal, a², where a leading grid starts."""
+        return float(self.alphas_cumprod[self._leading_start(steps)])
 
     def _warn_of_start(self, steps: int) -> None:
         first, last = self._leading_start(steps), self.num_train_timesteps - 1
         enough = next((n for n in range(steps, last + 2) if self._signal(n) <= START_SIGNAL), last + 1)
         _warn_once(
             f"a leading grid of {steps} step{'s' if steps > 1 else ''} starts at timestep {first} of {last}, where "
-            f"{float(self.alphas_cumprod[first]):.0%} of the variance is still signal, and pictures are drawn from pure "
-            f"noise there; up to {START_SIGNAL:.0%} does little harm. Take at least {enough} steps, or set "
+            f"{100 * self._signal(steps):.1f} % of the variance is still signal, and pictures are drawn from pure noise there; "
+            f"up to {100 * START_SIGNAL:.0f} % does little harm. Take at least {enough} steps, or set "
             "timestep_spacing=\"trailing\" in the scheduler's configuration"
         )
 

@@ -167,7 +167,7 @@ def anew():
     schedules._warn_once.cache_clear()
 
 
-@pytest.mark.parametrize("steps, first, share, enough", [(1, 1, "100%", 4), (3, 667, "10%", 4)])
+@pytest.mark.parametrize("steps, first, share, enough", [(1, 1, "99.8 %", 4), (3, 667, "10.4 %", 4)])
 def test_a_leading_grid_that_starts_with_signal_left_is_warned_of_once(anew, steps, first, share, enough):
     schedule = VPSchedule.scaled_linear(spacing="leading", steps_offset=1)
     with pytest.warns(UserWarning, match=f"timestep {first} of 999, where {share} .* at least {enough} steps") as found:
@@ -180,7 +180,7 @@ def test_a_leading_grid_that_starts_with_signal_left_is_warned_of_once(anew, ste
     (VPSchedule.scaled_linear(spacing="leading", steps_offset=1), (4, 5, 8, 10, 20, 50, 1000)),
     (VPSchedule.scaled_linear(spacing="trailing"), (1, 2, 3)),
     (VPSchedule.linear(), (3, 10)),
-    (VPSchedule([0.99, 0.9, 0.8]), (3,)),  # the last timestep itself leaves signal: the schedule's doing, not the grid's
+    (VPSchedule([0.99, 0.9, 0.8]), (1, 3)),  # the last timestep itself leaves signal: not the grid's doing
 ])
 def test_usual_grids_are_not_warned_of(anew, schedule, counts):
     with warnings.catch_warnings():
