@@ -1,0 +1,63 @@
+"""The arithmetic of the engine's overhead; no seconds are asserted."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from surveylib.alignment import overhead
+from surveylib.alignment.overhead import ExclusiveLedger, Share, measure, table
+from surveylib.alignment.run import Recipe
+from surveylib.runs.ledger import Ledger
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = [0.0]
+    for module in (overhead, __import__("surveylib.runs.ledger", fromlist=["time"])):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def wait(seconds):
+        now[0] += seconds
+
+    return wait
+
+
+def test_the_ratio_is_wall_over_the_watched_calls(clock):
+    ledger, share = Ledger(), Share()
+
+    def work():
+        clock(1.0)
+        with ledger.timed("network"):
+            clock(6.0)
+        with ledger.timed("reward"):
+            clock(2.0)
+        clock(1.0)
+
+    share.around(ledger, work)()
+    assert (share.wall, share.inside, share.ratio) == (10.0, 8.0, 1.25)
+
+
+def test_seconds_inside_another_part_count_once(clock):
+    plain, exclusive = Ledger(), ExclusiveLedger()
+    for ledger in (plain, exclusive):
+        with ledger.timed("backward"):
+            clock(3.0)
+            with ledger.timed("network"):
+                clock(2.0)
+    assert exclusive.seconds["backward"] == 3.0 and exclusive.seconds["network"] == 2.0
+    assert sum(plain.seconds.values()) == 7.0
+
+
+def test_no_work_has_no_ratio():
+    assert math.isnan(Share(wall=1.0).ratio)
+    assert table({"draft": {"rollout": Share(wall=1.0)}}).splitlines()[1].split()[-1] == "-"
+
+
+@pytest.mark.parametrize("name", ["ddpo", "draft"])
+def test_every_kind_of_work_is_measured_and_takes_at_least_its_calls(name):
+    small = {"epochs": 2, "samples": 4, "samples_per_prompt": 2, "micro_batch": 4, "sample_batch": 4}
+    shares = measure(Recipe(name, "rehearsal", training=small), epochs=1)
+    assert all(share.wall >= share.inside for share in shares.values())
+    assert shares["update"].inside > 0 and (shares["rollout"].inside > 0) == (name == "ddpo")
