@@ -181,7 +181,7 @@ CARDS = (
     Card("d3po", "D3PO", "preference",
          "Using Human Feedback to Fine-tune Diffusion Models without Any Reward Model",
          "2311.13231", "CVPR", 2024,
-         group="basic", lists=("DPO",), needs=("reward", "pairs", "online"), models=("unet",),
+         group="basic", lists=("DPO",), needs=("reward", "online"), models=("unet",),
          chapter="techniques/06_direct_preference_optimisation",
          module="surveylib.techniques.preference.d3po"),
     Card("by_classification", "Alignment by classification", "preference",

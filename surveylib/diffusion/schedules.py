@@ -241,8 +241,8 @@ class VPSchedule(Schedule):
         enough = next((n for n in range(steps, last + 2) if self._signal(n) <= START_SIGNAL), last + 1)
         _warn_once(
             f"a leading grid of {steps} step{'s' if steps > 1 else ''} starts at timestep {first} of {last}, where "
-            f"{100 * self._signal(steps):.1f} % of the variance is still signal, and pictures are drawn from pure noise "
-            f"there; up to {100 * START_SIGNAL:.0f} % does little harm. Take at least {enough} steps, or set "
+            f"{100 * self._signal(steps):.1f} % of the variance is still signal, but pictures are drawn from pure noise"
+            f" there; up to {100 * START_SIGNAL:.0f} % does little harm. Take at least {enough} steps, or set "
             "timestep_spacing=\"trailing\" in the scheduler's configuration"
         )
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from surveylib import catalog
-from surveylib.techniques.registry import technique_class
+from surveylib.techniques.registry import technique_class, technique_names
 
 # How many papers each list of the survey's public repository holds; a card may be on two lists.
 LISTS = {"RLHF": 29, "DPO": 32, "test-time": 24, "beyond": 24, "evaluation": 23, "preference modelling": 5,
@@ -57,6 +57,18 @@ def test_a_technique_that_runs_lives_in_its_file():
         for card in catalog.cards(family, status="runs"):
             assert card.module == technique_class(card.key).__module__  # the name alone finds it, in its family
             assert card.module.startswith(f"surveylib.techniques.{family}.")
+
+
+RUNNABLE = [card for card in catalog.cards(status="runs") if card.module.startswith("surveylib.techniques.")]
+
+
+@pytest.mark.parametrize("card", RUNNABLE, ids=lambda card: card.key)
+def test_the_card_of_what_runs_needs_what_its_class_needs(card):
+    assert set(card.needs) == set(technique_class(card.key).needs)
+
+
+def test_every_technique_that_runs_has_a_card():
+    assert {card.key for card in RUNNABLE} == set(technique_names())
 
 
 def test_the_known_slip_of_the_public_list_is_corrected():
