@@ -170,6 +170,8 @@ def judge(
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="A changed setting, name=value; may be repeated. "
                                                 "Settings of the technique or of the training.")]
+Events = Annotated[bool | None, typer.Option("--tensorboard/--no-tensorboard",
+                                             help="TensorBoard's files; default: where it is installed.")]
 Every = Annotated[int, typer.Option(min=0, help="Epochs between sheets of pictures; 0 for none.")]
 
 
@@ -184,6 +186,7 @@ def align(
     seed: Seed = 0,
     sets: Sets = None,
     pictures_every: Every = 5,
+    tensorboard: Events = None,
 ) -> None:
     """Align a model: `surveylib align ddpo --out runs/x`. The same call, or `resume`, goes on with a stopped run."""
     from surveylib.alignment.run import Recipe, run
@@ -193,17 +196,19 @@ def align(
     config, training = parse_settings(technique, sets or [])
     recipe = Recipe(technique, current_scale(scale), model, reward, None if prompts is None else str(prompts), seed,
                     config, training)
-    show(run(recipe, out, pictures_every=pictures_every), recipe, out, console)
+    show(run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard), recipe, out, console)
 
 
 @app.command()
-def resume(out: Annotated[Path, typer.Argument(help="Run folder.")], pictures_every: Every = 5) -> None:
+def resume(
+    out: Annotated[Path, typer.Argument(help="Run folder.")], pictures_every: Every = 5, tensorboard: Events = None
+) -> None:
     """Go on with a stopped run from its last checkpoint."""
     from surveylib.alignment.run import read_recipe
     from surveylib.alignment.run import resume as go_on
     from surveylib.alignment.show import show
 
-    show(go_on(out, pictures_every=pictures_every), read_recipe(out), out, console)
+    show(go_on(out, pictures_every=pictures_every, tensorboard=tensorboard), read_recipe(out), out, console)
 
 
 @app.command()

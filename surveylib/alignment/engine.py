@@ -22,17 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from surveylib.alignment.checkpoints import CheckpointFolder
-from surveylib.alignment.processes import Processes
+from surveylib.alignment.processes import AlignmentError, Processes
 from surveylib.diffusion.lora import add_lora, lora_layers
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.diffusion.speed import autocast_type, plain_attention
 from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import permutation, seed_of
 from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
-
-
-class AlignmentError(RuntimeError):
-    """A run that cannot go on: not finite, out of memory. What was checkpointed stands."""
 
 
 @dataclass(frozen=True, eq=False)

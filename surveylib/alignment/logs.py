@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from surveylib.alignment.engine import Progress
+from surveylib.alignment.processes import AlignmentError
 from surveylib.figures.sheet import sheet
 from surveylib.runs.checkpoint import write_atomically
 
 METRICS_FILE, PICTURES = "metrics.jsonl", "pictures"
+NO_TENSORBOARD = ("TensorBoard is not installed, so no event files are written; metrics.jsonl holds the same numbers. "
+                  "For TensorBoard: pip install tensorboard")
 
 
 def row_of(progress: Progress) -> dict[str, Any]:
@@ -41,10 +45,14 @@ class Log:
 
     Args:
         folder: of the run. first: epochs already done. every: epochs between sheets of pictures, 0 for none.
-        tensorboard: also write event files, where the package is installed.
+        tensorboard: also write event files. None: where the package is installed, which is no dependency of ours.
+
+    Raises:
+        AlignmentError: `tensorboard` is True and the package is not there; says what to install.
     """
 
-    def __init__(self, folder: str | Path, first: int = 0, every: int = 5, tensorboard: bool = True) -> None:
+    def __init__(self, folder: str | Path, first: int = 0, every: int = 5, tensorboard: bool | None = None) -> None:
+        tensorboard = writes_events(tensorboard)
         self.folder, self.every = Path(folder), every
         kept = [row for row in read_rows(folder) if row["epoch"] <= first]
         write_atomically(self.folder / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in kept))
@@ -78,9 +86,19 @@ class Log:
             self.events.close()
 
 
+def writes_events(tensorboard: bool | None = None) -> bool:
+    """Whether event files are written. None: where TensorBoard is installed.
+
+    Raises:
+        AlignmentError: asked for, and TensorBoard is not installed.
+    """
+    installed = find_spec("tensorboard") is not None
+    if tensorboard and not installed:
+        raise AlignmentError(NO_TENSORBOARD)
+    return installed if tensorboard is None else tensorboard
+
+
 def _events(folder: Path, first: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=first + 1)

@@ -17,6 +17,13 @@ from accelerate.utils import gather, reduce
 from torch import Tensor
 
 REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+WHY = {"DeepSpeed": "a run under it could not be resumed from safetensors",
+       "FSDP": "it shards the weights, which snapshots, adapters and checkpoints must read whole"}
+
+
+class AlignmentError(RuntimeError):
+    """A run that cannot go on, or cannot begin as it was asked for: not finite, out of memory, a way of distribution
+    that is refused, a missing package. What was checkpointed stands."""
 
 
 class Processes:
@@ -26,14 +33,14 @@ class Processes:
         rank, count: of this process. device: where accelerate puts it. main: whether this is rank 0.
 
     Raises:
-        RuntimeError: started under DeepSpeed or FSDP.
+        AlignmentError: started under DeepSpeed or FSDP.
     """
 
     def __init__(self, cpu: bool | None = None) -> None:
         for variable, name in REFUSED.items():
             if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
-                raise RuntimeError(f"{name} is not supported: runs could not be resumed. Use plain data parallelism "
-                                   "(accelerate config: multi-GPU, no DeepSpeed, no FSDP), with LoRA for large models")
+                raise AlignmentError(f"{name} is not supported: {WHY[name]}. Use plain data parallelism (`accelerate "
+                                     "config`: multi-GPU, no DeepSpeed, no FSDP), with LoRA for large models")
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         cpu = not torch.cuda.is_available() if cpu is None else cpu
         self._state = PartialState(cpu=cpu) if launched or PartialState._shared_state else None

@@ -9,7 +9,7 @@ file                    what it holds
 ``recipe.json``         technique, scale, model, signal, prompts, changed settings, seed
 ``identity.json``       what a resumed run must share; written by the engine
 ``checkpoint/``         the last epoch: weights, optimiser, averages, trackers, ledger
-``metrics.jsonl``       one line an epoch; ``tensorboard/`` the same
+``metrics.jsonl``       one line an epoch; ``tensorboard/`` the same, where that package is installed
 ``pictures/``           sheets of an epoch's first pictures
 ``adapter/``            the LoRA weights at the end, in diffusers' format
 ``pipeline/``           instead of an adapter, where all weights were trained
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from surveylib.alignment.engine import Progress, align
-from surveylib.alignment.logs import Log, row_of
+from surveylib.alignment.logs import Log, row_of, writes_events
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import setting
 from surveylib.diffusion.lora import lora_layers, save_lora
@@ -139,12 +139,20 @@ def rehearsed(chosen: Preset) -> Preset:
                   chosen.cost)
 
 
-def run(recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard: bool = True) -> Iterator[Progress]:
+def run(
+    recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None
+) -> Iterator[Progress]:
     """Starts a run in `out`, or goes on with the same recipe there; yields once an epoch.
 
+    Args:
+        recipe, out: what to run, and its folder. pictures_every: epochs between sheets of pictures, 0 for none.
+        tensorboard: also write TensorBoard's event files; None: where the package is installed.
+
     Raises:
+        AlignmentError: event files are asked for and TensorBoard is not installed; DeepSpeed or FSDP.
         ValueError: `out` holds a run of another recipe, or is in use. TechniqueError: settings that do not fit.
     """
+    writes_events(tensorboard)
     out, processes = Path(out), Processes()
     file = out / RECIPE_FILE
     text = json.dumps({"format": FORMAT, **asdict(recipe)}, indent=1) + "\n"
@@ -156,7 +164,7 @@ def run(recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard
     yield from _execute(ready, out, processes, pictures_every, tensorboard)
 
 
-def resume(out: str | Path, *, pictures_every: int = 5, tensorboard: bool = True) -> Iterator[Progress]:
+def resume(out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None) -> Iterator[Progress]:
     """Goes on with the run in `out` from its last checkpoint; a finished run yields nothing.
 
     Raises:
@@ -185,7 +193,9 @@ def read_recipe(out: str | Path) -> Recipe:
         raise ValueError(f"{file} cannot be used: {error}") from error
 
 
-def _execute(ready: Prepared, out: Path, processes: Processes, every: int, tensorboard: bool) -> Iterator[Progress]:
+def _execute(
+    ready: Prepared, out: Path, processes: Processes, every: int, tensorboard: bool | None
+) -> Iterator[Progress]:
     chosen, log, last = ready.preset, None, None
     technique = technique_class(ready.recipe.technique)(chosen.config)
     steps = align(ready.model, technique, ready.signal, ready.prompts, chosen.training, seed=ready.recipe.seed, out=out,

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from surveylib.alignment import engine
+from surveylib.alignment.logs import NO_TENSORBOARD, writes_events
 from surveylib.alignment.run import ADAPTER, PIPELINE, Recipe
 from surveylib.techniques.contract import TechniqueError, Training
 from surveylib.techniques.registry import technique_class
@@ -66,6 +67,8 @@ def show(steps: Iterator[engine.Progress], recipe: Recipe, out: Path, console: C
                       f"{ledger.decodes:,} decodes, {ledger.reward_calls:,} reward calls, {ledger.wall:.0f} s "
                       f"(overhead {ledger.overhead:.3f})")
     result = out / ADAPTER if (out / ADAPTER).is_dir() else out / PIPELINE
+    if not writes_events():
+        console.print(NO_TENSORBOARD)
     console.print(f"weights: {result}   pictures: {out / 'pictures'}   log: {out / 'metrics.jsonl'}")
 
 

@@ -9,6 +9,7 @@ from alignment.small import PROMPTS, TRAINING, brightness, small_run, weights_af
 
 from surveylib.alignment.engine import AlignmentError, align
 from surveylib.alignment.processes import Processes
+from surveylib.cli import main
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.runs.ledger import Ledger
@@ -171,8 +172,16 @@ def test_samples_that_do_not_divide_over_processes():
 @pytest.mark.parametrize("variable, name", [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")])
 def test_sharded_training_is_refused(monkeypatch, variable, name):
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(RuntimeError, match=f"{name} is not supported"):
+    with pytest.raises(AlignmentError, match=f"{name} is not supported.* plain data parallelism"):
         Processes()
+
+
+def test_the_command_line_refuses_sharded_training_in_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr("sys.argv", ["surveylib", "align", "ddpo", "--scale", "rehearsal", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "error: FSDP is not supported" in capsys.readouterr().out
 
 
 def test_full_weights_keep_a_reference():

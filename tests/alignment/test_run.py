@@ -1,12 +1,15 @@
 """Run folders and the command line: what is written, what diffusers loads, what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
+from surveylib.alignment import logs
+from surveylib.alignment.engine import AlignmentError
 from surveylib.alignment.logs import read_rows
 from surveylib.alignment.run import Recipe, read_recipe, resume, run
 from surveylib.alignment.settings import setting
@@ -65,6 +68,35 @@ def test_a_stopped_run_goes_on_and_its_log_has_no_double_rows(tmp_path):
     rows = read_rows(tmp_path)
     assert [row["epoch"] for row in rows] == [1, 2]
     assert rows[1]["reward"] != 99.0
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch):
+    """As where the package is not installed."""
+    monkeypatch.setattr(logs, "find_spec", lambda name: None)
+
+
+def test_without_tensorboard_the_log_is_whole_and_the_command_says_what_to_install(no_tensorboard, tmp_path):
+    command = ["align", "ddpo", "--scale", "rehearsal", "--out", str(tmp_path / "x"), "--set", "epochs=1"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0 and "pip install tensorboard" in " ".join(found.output.split())
+    assert len(read_rows(tmp_path / "x")) == 1 and not (tmp_path / "x" / "tensorboard").exists()
+
+
+def test_tensorboard_that_was_asked_for_and_is_missing_stops_before_anything_is_done(no_tensorboard, tmp_path):
+    with pytest.raises(AlignmentError, match="pip install tensorboard"):
+        next(run(RECIPE, tmp_path / "x", tensorboard=True))
+    assert not (tmp_path / "x").exists()
+
+
+def test_event_files_hold_what_the_log_holds(tmp_path, monkeypatch):
+    written = {}
+    writer = SimpleNamespace(add_scalar=lambda name, value, epoch: written.setdefault(epoch, {}).update({name: value}),
+                             flush=lambda: None, close=lambda: written.setdefault("closed", True))
+    monkeypatch.setattr(logs, "find_spec", lambda name: name)
+    monkeypatch.setattr(logs, "_events", lambda folder, first: writer)
+    list(run(RECIPE, tmp_path / "x"))
+    assert written.pop("closed") and list(written.values()) == read_rows(tmp_path / "x")
 
 
 def test_another_recipe_is_refused(finished):
