@@ -20,3 +20,13 @@ document.addEventListener("DOMContentLoaded", () => {
     said.textContent = words.length ? `${found} found` : "";
   });
 });
+
+// Source shown from the library: each line becomes a box, so that what wraps stands six characters further in.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const code of document.querySelectorAll(".cell_output .highlight-python pre")) {
+    code.innerHTML = code.innerHTML.replace(/\n$/, "").split("\n").map(line => {  // Pygments closes its marks on each line
+      const indent = line.replace(/<[^>]*>/g, "").match(/^ */)[0].length;
+      return line ? `<span class="sv-line" style="--sv-indent: ${indent}ch">${line}</span>` : line;
+    }).join("\n") + "\n";
+  }
+});
