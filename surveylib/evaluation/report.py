@@ -75,7 +75,9 @@ def report(folder: str | Path = ROWS) -> Report:
     if not rows:
         raise FileNotFoundError(f"no result rows in {folder}: `surveylib measure` makes them")
     old = {name: reasons for name, row in rows.items() if (reasons := stale_reasons(row))}
-    tested = {name: row for name, row in rows.items() if "test" in row}
+    best = chosen_settings(rows)
+    tested = {name: row for name, row in rows.items()
+              if "test" in row and row["setting"] == best.get(row["technique"], row["setting"])}
     chosen = sorted({row["technique"] for row in tested.values() if row["technique"] != BASE})
     bases = {(row["setting"], row["seed"]): row for row in tested.values() if row["technique"] == BASE}
     check_comparable(tested)
@@ -88,6 +90,22 @@ def report(folder: str | Path = ROWS) -> Report:
     lines.sort(key=lambda line: (line["kind"] != BASE, -(line["gold"] or line["proxy"]).value))
     return Report(lines, ratings(tested, chosen, bases), break_even(lines), figure_data(tested, bases), old,
                   [name for name in rows if name not in tested and not _was_beaten(name, rows)])
+
+
+def chosen_settings(rows: dict[str, Row]) -> dict[str, str]:
+    """Technique -> its setting with the best validation by its first seed: a test of another one, done before this one
+    was tried, does not count any more."""
+    best: dict[str, Row] = {}
+    for row in sorted((r for r in rows.values() if "validation" in r), key=lambda row: row["seed"]):
+        old = best.get(row["technique"])
+        if old is None or (row["seed"] == old["seed"] and proxy_of(row) > proxy_of(old)):
+            best[row["technique"]] = row
+    return {technique: row["setting"] for technique, row in best.items()}
+
+
+def proxy_of(row: Row) -> float:
+    """Mean proxy on validation prompts."""
+    return row["validation"]["proxy"]["value"]
 
 
 def check_comparable(rows: dict[str, Row]) -> None:

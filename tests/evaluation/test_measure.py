@@ -280,6 +280,17 @@ def test_the_report_compares_techniques(measured):
     assert "| still |" in found.markdown() and json.loads(found.as_json())["lines"][0]["technique"].startswith("base")
 
 
+def test_a_test_of_a_setting_that_was_beaten_later_does_not_count(tmp_path, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    for setting, proxy in (("preset", 1.0), ("strong", 2.0)):
+        found = row(tmp_path, f"fake_sampler-seed0-{setting}")
+        found["validation"]["proxy"]["value"] = proxy
+        found["test"] = row(tmp_path, "fake_sampler-seed0-preset")["test"]
+        (tmp_path / "rows" / f"fake_sampler-seed0-{setting}.json").write_text(json.dumps(found))
+    (line,) = (line for line in report(tmp_path / "rows").lines if line["technique"] == "fake_sampler")
+    assert line["setting"] == "strong" and line["seeds"] == 1
+
+
 def test_break_even_is_training_over_extra_calls(measured, tmp_path):
     found = {(b["technique"], b["sampler"]): b["pictures"] for b in report(measured / "rows").break_even}
     assert found["still", "fake_sampler"] is None  # both cost 6 calls a picture
