@@ -282,7 +282,7 @@ def test_the_report_compares_techniques(measured):
 
 def test_a_test_of_a_setting_that_was_beaten_later_does_not_count(tmp_path, measured):
     shutil.copytree(measured / "rows", tmp_path / "rows")
-    for setting, proxy in (("preset", 1.0), ("strong", 2.0)):
+    for setting, proxy in (("preset", 101.0), ("strong", 102.0)):
         found = row(tmp_path, f"fake_sampler-seed0-{setting}")
         found["validation"]["proxy"]["value"] = proxy
         found["test"] = row(tmp_path, "fake_sampler-seed0-preset")["test"]
