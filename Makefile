@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 # A failed build forgets the pages it read, so that the next one cannot pass by skipping them; executed cells stay cached.
 book: $(STAMP)
 	$(BIN)/python book/vendor.py
+	OMP_NUM_THREADS=1 PYTHONPATH=book $(BIN)/python -m live.build
 	SURVEYLIB_STILL=1 $(BIN)/jupyter-book build . -W --keep-going --config _config.yml --toc book/_toc.yml \
 	  || { rm -rf _build/.doctrees _build/html/.buildinfo; exit 1; }
 	@$(BIN)/python -c 'import pathlib; print("Open", pathlib.Path("_build/html/index.html").resolve().as_uri())'
@@ -43,7 +44,7 @@ readme: $(STAMP)
 	$(BIN)/python book/readme.py
 
 clean:
-	rm -rf _build out book/_static/vendor .pytest_cache .ruff_cache
+	rm -rf _build out book/_static/vendor book/_static/live book/live/runtime .pytest_cache .ruff_cache
 
 distclean: clean
 	rm -rf $(VENV) *.egg-info
