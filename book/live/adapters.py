@@ -1,7 +1,8 @@
 """The adapters that the page offers, and the command that takes them from the measured survey.
 
     PYTHONPATH=book python -m live.adapters draft ddpo
-    PYTHONPATH=book python -m live.adapters --run runs/bright --name bright --title "DRaFT on brightness" --hacked ...
+    surveylib align draft --out runs/bright --reward brightness --scale toy --set epochs=24 --set lr=0.002
+    PYTHONPATH=book python -m live.adapters --run runs/bright --name bright --title "DRaFT on brightness" --hacked
 
 Each is a folder: LoRA weights in diffusers' format (half precision) and ``card.json``:
 
@@ -26,8 +27,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from surveylib import catalog
-from surveylib.alignment.run import ADAPTER, read_recipe
-from surveylib.diffusion.lora import WEIGHT_FILE, save_lora
+from surveylib.alignment.run import ADAPTER, Recipe, read_recipe
+from surveylib.diffusion.lora import WEIGHT_FILE, load_lora, lora_strength, save_lora
+from surveylib.diffusion.zoo import load_model
+from surveylib.evaluation.drawing import draw_plain
+from surveylib.rewards.registry import load_reward
+from surveylib.techniques.registry import technique_class
+from surveylib.worlds.shapes.judge import judge
+from surveylib.worlds.shapes.suites import suite
 
 ADAPTERS = Path(__file__).resolve().parent / "adapters"
 CARD = "card.json"
@@ -137,8 +144,9 @@ def measured_card(row: dict[str, Any], rows: Path, epochs: int) -> dict[str, Any
     means = row["test"]["means"]
     figures = {key: [round(m[key]["value"], 3) for m in (base, means)] for key in ("proxy", "gold", "pass")}
     calls = row["training_run"]["ledger"]["equivalents"]
-    line = (f"Trained on the learned reward. Of the survey's test pictures {figures['pass'][1]:.0%} show what was "
-            f"asked for, of the base model's {figures['pass'][0]:.0%}.")
+    kind = "learned reward" if "reward" in technique_class(row["technique"]).needs else "preferences"
+    line = (f"Trained on the {kind} {row['reward']}. Of the survey's test pictures {figures['pass'][1]:.0%} show what "
+            f"was asked for, of the base model's {figures['pass'][0]:.0%}.")
     return {"technique": row["technique"], "title": name, "label": name, "chapter": chapter, "reward": row["reward"],
             "seed": row["seed"], "setting": row["setting"], "epochs": epochs, "calls": calls, "line": line,
             "figures": figures, "hacked": False}
@@ -154,12 +162,29 @@ def from_run(run: Path, target: Path, card: dict[str, Any]) -> Path:
     weights = run / ADAPTER / WEIGHT_FILE
     if not weights.is_file():
         raise ValueError(f"{run} has no adapter yet: `surveylib resume {run}` goes on with it")
-    done = json.loads((run / "done.json").read_text())
     _, chapter = entry(recipe.technique)
+    figures = figures_of(recipe, run / ADAPTER)
+    (low, high), (before, after) = figures[recipe.signal], figures["pass"]
+    line = (f"Trained on {recipe.signal} alone, which goes from {low:.2f} to {high:.2f}; pictures of held-out prompts "
+            f"that show what was asked for go from {before:.0%} to {after:.0%}.")
     full = {"technique": recipe.technique, "chapter": chapter, "reward": recipe.signal, "seed": recipe.seed,
-            "setting": {**recipe.config, **recipe.training}, "epochs": done.get("epochs"), "figures": {}, **card}
+            "setting": {**recipe.config, **recipe.training}, "line": line, "figures": figures, **card}
     store(weights, target, full)
     return target
+
+
+def figures_of(recipe: Recipe, adapter: Path, per_category: int = 8) -> dict[str, list[float]]:
+    """What the optimised reward and the judge say of held-out prompts, without and with an adapter: [base, adapter]."""
+    prompts = suite("held-out", per_category)
+    texts, reward, found = [p.text for p in prompts], load_reward(recipe.signal), {recipe.signal: [], "pass": []}
+    for strength in (0.0, 1.0):
+        model = load_model(recipe.preset().model)
+        load_lora(model, adapter)
+        with lora_strength(model, strength):
+            pictures, _ = draw_plain(model, texts, seed=recipe.seed)
+        found[recipe.signal].append(round(float(reward.score(pictures, texts).mean()), 3))
+        found["pass"].append(round(sum(v.passed for v in judge(pictures, texts)) / len(texts), 3))
+    return found
 
 
 def main() -> None:
@@ -169,11 +194,12 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("book/measurements"))
     parser.add_argument("--work", type=Path, default=Path("out/measure"))
     parser.add_argument("--run", type=Path, help="folder of a run of `surveylib align` instead")
-    parser.add_argument("--name"), parser.add_argument("--title"), parser.add_argument("--line")
+    for name in ("--name", "--title"):
+        parser.add_argument(name, help="of the run's card")
     parser.add_argument("--hacked", action="store_true")
     given = parser.parse_args()
     if given.run:
-        card = {"title": given.title, "label": given.title, "line": given.line, "hacked": given.hacked}
+        card = {"title": given.title, "label": given.title, "hacked": given.hacked}
         print(from_run(given.run, ADAPTERS / given.name, card))
     for technique in given.techniques:
         print(from_measurement(technique, given.rows, given.work, ADAPTERS))

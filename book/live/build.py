@@ -8,6 +8,7 @@ the precomputed pictures alone, and says so. Exit status 0 in both cases.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import json
@@ -158,7 +159,7 @@ def write_stills(folder: Path, adapters: list[Adapter], noise: torch.Tensor) -> 
         image = Image.fromarray((grid * 255).round().byte().numpy())
         image.quantize(128, dither=Image.Dither.NONE).save(folder / files[adapter.name], optimize=True)
         shown += list(drawn[:, 0])
-        captions += [f"{adapter.label} at {strength:g}" for strength in STRENGTHS]
+        captions += [adapter.label, *(f"strength {strength:g}" for strength in STRENGTHS[1:])]
     (folder / "still.png").write_bytes(sheet(shown, captions, columns=len(STRENGTHS), colours=240))
     return files
 
@@ -173,7 +174,7 @@ def build(folder: Path = OUT, adapters_folder: Path = ADAPTERS) -> dict[str, Any
     """Write everything; returns the manifest. ``manifest["missing"]`` says why there is no model, or is empty."""
     parts, adapters, noise = Parts(folder), shipped(adapters_folder), fixed_noise()
     manifest = {**describe(load_model(MODEL), load_reward(REWARD)), "missing": missing_packages(), "adapters": [],
-                "noise": [noise[i].ravel().tolist() for i in range(len(noise))]}
+                "noise": [[float(f"{v:.9g}") for v in row.ravel().tolist()] for row in noise]}  # exact in float32
     keys = [key_of(adapter.folder) for adapter in adapters]
     manifest["stills"] = parts.make("stills", key_of(model_key(), *keys, HERE / "build.py", HERE / "describe.py"),
                                     lambda: write_stills(folder, adapters, noise))
@@ -184,14 +185,23 @@ def build(folder: Path = OUT, adapters_folder: Path = ADAPTERS) -> dict[str, Any
         manifest["missing"] = manifest["missing"] or str(error)
     if not manifest["missing"]:
         key = graphs_key()
-        manifest["graphs"] = parts.make("graphs", key, lambda: write_graphs(folder))
-        places = manifest["graphs"]["network"]["places"]
+        manifest["graphs"] = copy.deepcopy(parts.make("graphs", key, lambda: write_graphs(folder)))
+        places = manifest["graphs"]["network"].pop("places")  # the page needs those of its adapters only
     for adapter, own in zip(adapters, keys):
         entry = {} if manifest["missing"] else parts.make(
             f"adapter-{adapter.name}", key_of(own, key), lambda a=adapter: write_adapter(folder, a, places))
         manifest["adapters"].append({**adapter.card, "name": adapter.name, **entry})
     write_page(folder, manifest)
+    remove_stale(folder, {adapter.name for adapter in adapters})
     return manifest
+
+
+def remove_stale(folder: Path, names: set[str]) -> None:
+    """Delete files of adapters that are gone; everything here would be copied into the book."""
+    for file in [*folder.glob("adapter-*-*.js"), *folder.glob("still-*.png")]:
+        kind, _, name = file.stem.partition("-")
+        if (name.rpartition("-")[0] if kind == "adapter" else name) not in names:
+            file.unlink()
 
 
 def write_page(folder: Path, manifest: dict[str, Any]) -> None:

@@ -14,9 +14,9 @@ from surveylib.worlds.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 STEPS = (10, 20, 5)  # the first is what the page begins with
 FIXED_SEEDS = (0, 1, 2, 3)
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
-STILL_PROMPT = "a red circle above a blue square"
-EXAMPLES = (STILL_PROMPT, "two yellow stars", "a large green ring on a black background", "a purple star",
-            "a pink triangle and a grey cross", "three small orange squares")
+STILL_PROMPT = "a cyan triangle"  # chosen: one on which alignment helps, and the page says so
+EXAMPLES = (STILL_PROMPT, "two yellow stars", "a red circle above a blue square", "a purple star",
+            "a large green ring on a black background", "a pink ring and a red star", "three small orange squares")
 
 
 def tokenizer(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ OPSET = 20
 LARGEST_BATCH = 64
 VERIFIED = 4  # pictures that the verifier scores at once; its code counts its texts, which fixes the batch
 LARGEST_HALF = 65504  # the blobs hold half precision
+SMALL_TABLE = 64
 SMALLEST = 8  # fewer numbers are arguments of an operation (a scale of a resize), which must be in the graph itself
 
 
@@ -124,6 +125,14 @@ def export(module: nn.Module, inputs: dict[str, Tensor], output: str, path: str,
     return split(model, path)
 
 
+def stays(value: np.ndarray) -> bool:
+    """Whether numbers belong into the graph: arguments of operations, masks, and small tables that half precision would
+    round, such as the frequencies of the time embedding (rounded, they turn by half a radian at t = 900)."""
+    if value.size < SMALLEST or np.abs(value).max() > LARGEST_HALF:
+        return True
+    return value.size <= SMALL_TABLE and bool((value.astype(np.float16).astype(np.float32) != value).any())
+
+
 def split(model: Any, path: str) -> Graph:
     """Structure and weights apart; names of values, doc strings and metadata of the exporter are dropped."""
     from onnx import TensorProto, numpy_helper
@@ -136,8 +145,8 @@ def split(model: Any, path: str) -> Graph:
     weights, offset = {}, 0
     for item in graph.initializer:
         value = numpy_helper.to_array(item)
-        if item.data_type != TensorProto.FLOAT or value.size < SMALLEST or np.abs(value).max() > LARGEST_HALF:
-            continue  # numbers of shape arithmetic, and masks, stay inside
+        if item.data_type != TensorProto.FLOAT or stays(value):
+            continue
         weights[item.name] = value.copy()
         size = weights[item.name].nbytes
         item.ClearField("raw_data")

@@ -23,8 +23,7 @@ LIVE.engine = async (ort, manifest, blobs, say = () => {}) => {
   say("opening network");
   const base = await opened("network"), places = {};
   manifest.graphs.network.weights.reduce((at, w) => { places[w.name] = at; return at + w.size; }, 0);
-  sessions.network = await session("network", base);
-  let current = { name: null, strength: 0 };
+  let current = {};  // the network's session is made with the first adapter that is asked for
 
   const run = async (name, feeds, output) => {
     const inputs = {};
@@ -55,14 +54,14 @@ LIVE.engine = async (ort, manifest, blobs, say = () => {}) => {
   // The network with an adapter at a strength: 0 is the base model.
   const adapt = async (name, strength, pieces) => {
     if (strength === 0) name = null;
-    if (name === current.name && (name === null || strength === current.strength)) return;
+    if (sessions.network && name === current.name && (name === null || strength === current.strength)) return;
     if (name !== null && !adapters[name]) {
       const entry = manifest.adapters.find(a => a.name === name);
       adapters[name] = LIVE.open.widen(await LIVE.open.bytes(`adapter-${name}`, entry.blob, pieces));
     }
     const weights = name === null ? base.weights : merged(adapters[name], manifest.adapters.find(a => a.name === name).matrices, strength);
     const fresh = await session("network", { structure: base.structure, weights });
-    await sessions.network.release();
+    if (sessions.network) await sessions.network.release();
     sessions.network = fresh;
     current = { name, strength };
   };

@@ -60,7 +60,7 @@
         cell.canvas.getContext("2d").drawImage(sprite, i * m.width, row * m.height, m.width, m.height, 0, 0, m.width, m.height);
         caption(cell, m.seeds[i], undefined, m.prompt);
       });
-      say(`Drawn when the book was built, at strength ${m.strengths[row]}.`);
+      say(`“${m.prompt}”, drawn when the book was built, at strength ${m.strengths[row]}.`);
     };
     sprite.complete && sprite.naturalWidth ? draw() : sprite.addEventListener("load", draw, { once: true });
   };
@@ -169,8 +169,7 @@
         (step, of) => { if (state.busy) say(`Step ${step} of ${of}.`); });
       document.body.dataset.seconds = ((performance.now() - began) / 1000).toFixed(2);
       $("load").hidden = true;
-      for (const id of ["more", "prompt", "draw"]) $(id).disabled = false;
-      for (const button of $("words").querySelectorAll("button")) button.disabled = false;
+      $("more").disabled = false;
       controls();
       await draw(state.seeds);
     } catch (error) {
@@ -187,7 +186,7 @@
       const group = document.createElement("span");
       group.title = kind;
       for (const word of list) {
-        const button = Object.assign(document.createElement("button"), { type: "button", textContent: word, disabled: true });
+        const button = Object.assign(document.createElement("button"), { type: "button", textContent: word });
         button.addEventListener("click", () => addWord(word));
         group.append(button);
       }
@@ -205,8 +204,8 @@
     }
   };
 
-  const adapters = () => m.adapters.forEach((entry, i) => {
-    const label = document.createElement("label"), input = Object.assign(document.createElement("input"), { type: "radio", name: "adapter", value: entry.name, checked: i === 0 });
+  const adapters = () => m.adapters.forEach(entry => {
+    const label = document.createElement("label"), input = Object.assign(document.createElement("input"), { type: "radio", name: "adapter", value: entry.name, checked: entry === state.adapter });
     input.addEventListener("change", () => { state.adapter = entry; about(); state.ask ? draw(state.seeds) : still(); });
     label.append(input, entry.label);
     if (entry.hacked) label.append(Object.assign(document.createElement("i"), { textContent: "hacked" }));
@@ -216,8 +215,9 @@
   const listen = () => {
     $("ask").addEventListener("submit", event => {
       event.preventDefault();
-      if (state.busy) { state.ask("stop"); return; }
-      draw(state.seeds);
+      if (state.busy) state.ask("stop");
+      else if (state.ask) draw(state.seeds);
+      else if (check() && !$("start").disabled && !$("start").hidden) load();
     });
     $("prompt").addEventListener("input", check);
     $("strength").addEventListener("input", () => { strengthText(); if (!state.ask) still(); });
@@ -242,7 +242,11 @@
     theme(dark.matches ? "dark" : "light");
     dark.addEventListener("change", () => { if (parent === window) theme(dark.matches ? "dark" : "light"); });
     if (parent === window) { document.documentElement.classList.add("alone"); return; }
-    addEventListener("message", ({ data }) => { if (data && data.live === "theme") theme(data.theme === "dark" ? "dark" : "light"); });
+    addEventListener("message", ({ data }) => {
+      if (!data || data.live !== "theme") return;
+      theme(data.theme === "dark" ? "dark" : "light");
+      if (CSS.supports("color", data.ground)) document.documentElement.style.setProperty("--ground", data.ground);
+    });
     const tell = () => parent.postMessage({ live: "height", height: document.body.scrollHeight + 8 }, "*");
     new ResizeObserver(tell).observe(document.body);
     tell();
@@ -251,11 +255,13 @@
   const begin = () => {
     frame();
     $("live").hidden = false;
-    $("prompt").value = m.prompt;
+    const wish = new URLSearchParams(location.search);
+    state.adapter = m.adapters.find(a => a.name === wish.get("adapter")) || m.adapters[0];
+    $("prompt").value = wish.get("prompt") || m.prompt;
     $("guidance").value = m.guidance;
     $("weight").textContent = m.guidance;
     $("steps").append(...m.steps.map(n => Object.assign(document.createElement("option"), { textContent: n })));
-    $("judge").textContent = `${m.reward}, the reward the adapters were trained on, scores each picture and the best four are shown.`;
+    $("judge").textContent = `Each is scored by ${m.reward}, a learned reward; the best four are shown.`;
     words();
     adapters();
     about();
@@ -264,6 +270,7 @@
     const lacks = LIVE.lacks();
     if (m.missing || lacks) {
       $("start").hidden = true;
+      for (const part of [$("prompt"), $("draw"), ...$("words").querySelectorAll("button")]) part.disabled = true;
       $("size").textContent = m.missing ? `This copy of the book was built without the model (${m.missing}). The pictures below were drawn when it was built.`
         : `This browser lacks ${lacks}, which drawing needs. The pictures below were drawn when the book was built.`;
     } else {
