@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging
 from PIL import Image
 
 from live import packing
@@ -225,6 +226,7 @@ def bytes_of(manifest: dict[str, Any]) -> dict[str, int]:
 
 def main() -> None:
     """Build and say what came of it."""
+    logging.set_verbosity_error()  # diffusers remarks on every adapter that it has no part for the text encoder
     manifest = build()
     if manifest["missing"]:
         print(f"live: {manifest['missing']}.\nThe page \"Try it\" shows precomputed pictures only.")

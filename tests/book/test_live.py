@@ -26,7 +26,7 @@ from surveylib.worlds.shapes import suites
 
 FOLDER = ROOT / "out" / "live"  # kept between runs: a second run exports nothing
 # Of a picture in [0, 1]: the same weights in both, and what rounding the text encoder to half precision may add.
-SAME, ROUNDING = 0.002, 0.1
+SAME, ROUNDING = 0.0005, 0.1
 SEEDS, GUIDANCE = 2, 3.0
 ODD = ["", "  two   RED stars ", "a ring. a star", "Naïve café's 42 zebras!", "東京 <|endoftext|> a", "x" * 90]
 NODE = shutil.which("node")
@@ -124,6 +124,10 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel"}, "pre_tokenizer": {}}))
     with pytest.raises(ValueError, match="byte-level BPE"):
         tokenizer(tmp_path)
+
+
+def test_the_page_of_the_book_names_the_precomputed_prompt():
+    assert f"“{STILL_PROMPT}”" in (ROOT / "book" / "try_it.md").read_text(encoding="utf-8")
 
 
 # -- adapters ---------------------------------------------------------------------------------------------------------
