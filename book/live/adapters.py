@@ -10,6 +10,7 @@ Each is a folder: LoRA weights in diffusers' format (half precision) and ``card.
 ``technique``           name in the registry; ``title``, ``label``: how the page calls it, long and short
 ``chapter``             its chapter, as the catalog spells it
 ``reward``              what it was trained on; ``seed``, ``setting``, ``epochs``, ``calls``
+``model_hash``          of the model that it fits; a test asks for new adapters when the model changes
 ``line``                one sentence; ``figures``: what was measured; ``hacked``: whether it cheats
 ======================  ==============================================================================
 """
@@ -31,6 +32,7 @@ from surveylib.alignment.run import ADAPTER, Recipe, read_recipe
 from surveylib.diffusion.lora import WEIGHT_FILE, load_lora, lora_strength, save_lora
 from surveylib.diffusion.zoo import load_model
 from surveylib.evaluation.drawing import draw_plain
+from surveylib.evaluation.rows import artefact_hash
 from surveylib.rewards.registry import load_reward
 from surveylib.techniques.registry import technique_class
 from surveylib.worlds.shapes.judge import judge
@@ -148,7 +150,8 @@ def measured_card(row: dict[str, Any], rows: Path, epochs: int) -> dict[str, Any
     line = (f"Trained on the {kind} {row['reward']}. Of the survey's test pictures {figures['pass'][1]:.0%} show what "
             f"was asked for, of the base model's {figures['pass'][0]:.0%}.")
     return {"technique": row["technique"], "title": name, "label": name, "chapter": chapter, "reward": row["reward"],
-            "seed": row["seed"], "setting": row["setting"], "epochs": epochs, "calls": calls, "line": line,
+            "model_hash": row["hashes"]["model"], "seed": row["seed"], "setting": row["setting"],
+            "epochs": epochs, "calls": calls, "line": line,
             "figures": figures, "hacked": False}
 
 
@@ -168,7 +171,8 @@ def from_run(run: Path, target: Path, card: dict[str, Any]) -> Path:
     line = (f"Trained on {recipe.signal} alone, which goes from {low:.2f} to {high:.2f}; pictures of held-out prompts "
             f"that show what was asked for go from {before:.0%} to {after:.0%}.")
     full = {"technique": recipe.technique, "chapter": chapter, "reward": recipe.signal, "seed": recipe.seed,
-            "setting": {**recipe.config, **recipe.training}, "line": line, "figures": figures, **card}
+            "model_hash": artefact_hash(recipe.preset().model), "setting": {**recipe.config, **recipe.training},
+            "line": line, "figures": figures, **card}
     store(weights, target, full)
     return target
 

@@ -21,6 +21,7 @@ from transformers import CLIPTokenizer
 from surveylib.diffusion.lora import load_lora, lora_strength
 from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.zoo import CHECKPOINTS, load_model
+from surveylib.evaluation.rows import artefact_hash
 from surveylib.rewards.registry import load_reward
 from surveylib.worlds.shapes import suites
 
@@ -136,6 +137,7 @@ def test_shipped_adapters_are_complete_and_one_hacked():
     assert len(found) >= 3 and sum(a.card["hacked"] for a in found) == 1 and found[-1].card["hacked"]
     for adapter in found:
         assert (ROOT / "chapters" / f"{adapter.card['chapter']}.md").is_file()
+        assert adapter.card["model_hash"] == artefact_hash("shapes-sd"), f"{adapter.name} was trained on another model"
         assert (adapter.folder / adapters.WEIGHT_FILE).stat().st_size < 500_000
 
 
