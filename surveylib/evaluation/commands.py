@@ -53,6 +53,21 @@ def summary(row: dict) -> str:
     return "tested: " + ", ".join(parts)
 
 
+IMPORTANT = ("technique", "gold", "proxy", "notes", "pass", "calls a picture", "training calls", "seeds")
+
+
+def fitting(cells: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Numbers of the columns of a table that fit into `width` characters: the important ones first."""
+    order = sorted(range(len(COLUMNS)), key=lambda n: (IMPORTANT + COLUMNS).index(COLUMNS[n]))
+    needed = [max(len(COLUMNS[n]), *(len(line[n]) for line in cells)) + 3 for n in range(len(COLUMNS))]
+    shown, used = [], 1
+    for n in order:
+        if not shown or used + needed[n] <= width:
+            shown.append(n)
+            used += needed[n]
+    return sorted(shown)
+
+
 def report_command(folder: Path = ROWS, as_json: bool = False, console: Console | None = None) -> None:
     """Print what the rows of a folder say together; out-of-date rows are marked."""
     console = console or Console()
@@ -60,12 +75,17 @@ def report_command(folder: Path = ROWS, as_json: bool = False, console: Console 
     if as_json:
         print(found.as_json())
         return
+    cells = found.table()
+    shown = fitting(cells, console.width)
     table = Table(title="Techniques side by side: means with 95 % intervals clustered by prompt")
-    for column in COLUMNS:
-        table.add_column(column)
-    for line in found.table():
-        table.add_row(*line)
+    for n in shown:
+        table.add_column(COLUMNS[n], no_wrap=True)
+    for line in cells:
+        table.add_row(*(line[n] for n in shown))
     console.print(table)
+    if len(shown) < len(COLUMNS):
+        hidden = [name for n, name in enumerate(COLUMNS) if n not in shown]
+        console.print(f"no room for {', '.join(hidden)}: --json prints them", style="dim", highlight=False)
     for place in found.arena:
         console.print(f"{place.rank}. {place.name}: {place.rating:.0f} [{place.low:.0f}, {place.high:.0f}]",
                       highlight=False)

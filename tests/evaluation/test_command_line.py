@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from surveylib.cli import app
 from surveylib.evaluation import gaussian
+from surveylib.evaluation.commands import COLUMNS, fitting
 
 ROW = {"technique": "ddpo", "world": "w", "distance": 0.5, "exact_error": 0.01, "closed": 0.25, "calls": 10, "note": ""}
 
@@ -38,3 +39,10 @@ def test_measure_and_report(tmp_path):
     assert found.exit_code == 0, found.output
     assert "best_of_n" in runner.invoke(app, ["report", "--folder", out]).output
     assert "no row is out of date" in runner.invoke(app, ["measure", "--stale", "--out", out]).output
+
+
+def test_a_narrow_terminal_gets_the_important_columns():
+    cells = [["0.821 [0.793, 0.848]"] * len(COLUMNS)]
+    wide, narrow, one = fitting(cells, 1000), fitting(cells, 80), fitting(cells, 5)
+    assert wide == list(range(len(COLUMNS)))
+    assert [COLUMNS[n] for n in narrow] == ["technique", "proxy", "gold"] and [COLUMNS[n] for n in one] == ["technique"]
