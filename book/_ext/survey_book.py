@@ -53,7 +53,7 @@ def outdated(app, env, added, changed, removed) -> list[str]:
     env.survey_keys = now
     state = survey_pages.state(app)
     if getattr(env, "survey_state", None) != state:
-        again += [doc for doc in survey_pages.MADE if doc in env.found_docs]
+        again += sorted(filter(survey_pages.is_made, env.found_docs))
     env.survey_state = state
     return sorted(set(again))
 

@@ -1,9 +1,11 @@
 """Pages made from data: the map of the survey, the part pages, the API page.
 
 A page asks for a piece by a comment line ``<!-- survey:map -->``, ``<!-- survey:part techniques -->``,
-``<!-- survey:chapters -->`` or ``<!-- survey:api -->``; `fill` puts it there when the page is read.
+``<!-- survey:chapters -->``, ``<!-- survey:packages -->`` or ``<!-- survey:api figures -->``; `fill` puts it there when
+the page is read.
 """
 
+import ast
 import json
 import re
 from html import escape
@@ -16,7 +18,8 @@ from surveylib import catalog
 from surveylib.figures import colours
 
 PARTS = [part.key for part in catalog.parts()]
-MADE = ["book/intro", "book/api", *(f"book/parts/{key}" for key in PARTS)]
+MADE = ("book/intro", "book/api", "book/api/", "book/parts/")  # pages with pieces, or beginnings of their names
+PROGRAM = "program"  # the API page of modules that lie in no package
 MARKER = re.compile(r"^<!-- survey:(\w+) ?(\w*) -->$", re.MULTILINE)
 
 
@@ -32,20 +35,37 @@ def state(app) -> str:
                        sorted(module_files(root)), (root / "book/_static/before_after.png").exists()], sort_keys=True)
 
 
+def is_made(docname: str) -> bool:
+    """Whether pieces of a page come from data."""
+    return any(docname == name or (name.endswith("/") and docname.startswith(name)) for name in MADE)
+
+
 def fill(app, docname: str, text: str) -> str:
     """The page with its markers replaced."""
-    if docname not in MADE:
+    if not is_made(docname):
         return text
 
     def piece(match: re.Match) -> str:
         page = Page(app, docname)
         makers = {"doors": page.doors, "five": page.five, "picture": page.picture,
-                  "map": page.map, "part": page.part, "chapters": page.chapters, "api": page.api}
+                  "map": page.map, "part": page.part, "chapters": page.chapters, "packages": page.packages,
+                  "api": page.api}
         if match[1] not in makers:
             raise ValueError(f"{docname}: no piece is called {match[1]!r}; pieces: {', '.join(makers)}")
         return makers[match[1]](match[2]) if match[2] else makers[match[1]]()
 
     return MARKER.sub(piece, text)
+
+
+def api_pages(root: Path) -> list[str]:
+    """Names of the API's pages: the packages of the library, then `PROGRAM`."""
+    return [*sorted({api_page(module) for module in module_files(root)} - {PROGRAM}), PROGRAM]
+
+
+def api_page(dotted: str) -> str:
+    """The API page that describes a module or a member of it."""
+    name = (dotted.split(".") + [""])[1]
+    return PROGRAM if name in ("", "cli", "exercises") else name
 
 
 def family_anchor(family: catalog.Family) -> str:
@@ -187,7 +207,7 @@ class Page:
         facts += [f"<span>needs {escape(', '.join(card.needs))}</span>"] if card.needs else []
         if card.module:
             anchor = f"module-{card.module}" if card.module in module_files(self.root) else card.module
-            address = self.link("book/api", anchor)
+            address = self.link(f"book/api/{api_page(card.module)}", anchor)
             facts.append(f'<a href="{address}"><code>{escape(card.module)}</code></a>')
         if card.chapter in self.written:
             chapter = next(c for c in catalog.chapters() if c.key == card.chapter)
@@ -197,18 +217,23 @@ class Page:
                 f'<i>{card.status}</i> {title} <small>{escape(card.source)}</small>'
                 f'<div class="sv-facts">{"".join(facts)}</div>{note}</li>')
 
-    def api(self) -> str:
-        """Every public module of the library by automodule, grouped by package."""
-        blocks, package = [], None
+    def packages(self) -> str:
+        """A link to each package's API page, with the first line of its docstring."""
+        items = []
+        for name in api_pages(self.root):
+            module = module_files(self.root).get(f"surveylib.{name}")
+            text = (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module else None) or ""
+            items.append(f"- [{name}](api/{name}.md)" + (f": {text.partition(chr(10))[0]}" if text else ""))
+        return "\n".join(items) + "\n"
+
+    def api(self, name: str) -> str:
+        """Every public module of one package by automodule."""
+        blocks = []
         for module in module_files(self.root):
-            if any(piece.startswith("_") for piece in module.split(".")):
+            if any(piece.startswith("_") for piece in module.split(".")) or api_page(module) != name:
                 continue
-            top = ".".join(module.split(".")[:2])
-            if top != package:
-                package = top
-                blocks.append(f"\n## {top}\n")
-            if module != top:
-                blocks.append(f"\n### {module.removeprefix(top + '.')}\n")
+            if module != f"surveylib.{name}":
+                blocks.append(f"\n## {module.removeprefix(f'surveylib.{name}.')}\n")
             options = "   :members:\n   :ignore-module-all:\n   :show-inheritance:\n"
             blocks.append(f"```{{eval-rst}}\n.. automodule:: {module}\n{options}```\n")
         return "".join(blocks)

@@ -32,7 +32,8 @@ from surveylib.alignment.run import ADAPTER, Recipe, read_recipe
 from surveylib.diffusion.lora import WEIGHT_FILE, load_lora, lora_strength, save_lora
 from surveylib.diffusion.zoo import load_model
 from surveylib.evaluation.drawing import draw_plain
-from surveylib.evaluation.rows import artefact_hash
+from surveylib.evaluation.report import chosen_settings
+from surveylib.evaluation.rows import artefact_hash, read_rows
 from surveylib.rewards.registry import load_reward
 from surveylib.techniques.registry import technique_class
 from surveylib.worlds.shapes.judge import judge
@@ -109,12 +110,12 @@ def chosen_row(technique: str, rows: Path, seed: int) -> dict[str, Any]:
     Raises:
         ValueError: not tested yet.
     """
-    found = [json.loads(path.read_text()) for path in sorted(rows.glob(f"{technique}-seed{seed}-*.json"))]
-    tested = [row for row in found if "test" in row]
-    if not tested:
+    found = read_rows(rows)
+    row = found.get(f"{technique}-seed{seed}-{chosen_settings(found).get(technique)}", {})
+    if "test" not in row:
         raise ValueError(f"{technique} has no tested row with seed {seed} in {rows}: `surveylib measure --technique "
                          f"{technique}` makes one")
-    return max(tested, key=lambda row: row["validation"]["proxy"]["value"])
+    return row
 
 
 def from_measurement(technique: str, rows: Path, work: Path, target: Path, seed: int = 0) -> Path:

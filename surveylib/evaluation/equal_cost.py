@@ -20,13 +20,23 @@ from surveylib.evaluation.drawing import draw_plain, draw_steered, spread
 from surveylib.evaluation.intervals import clustered_mean
 from surveylib.evaluation.measure import Bench, Say
 from surveylib.evaluation.protocol import BUDGETS, PROTOCOLS, Protocol
-from surveylib.evaluation.rows import BASE, FORMAT, ROWS, artefact_hash, hardware, model_and_reward, rule_hash, versions
+from surveylib.evaluation.rows import (
+    BASE,
+    FORMAT,
+    ROWS,
+    artefact_hash,
+    hardware,
+    model_and_reward,
+    read_row,
+    rule_hash,
+    versions,
+)
 from surveylib.evaluation.scoring import look
 from surveylib.runs.checkpoint import write_atomically
 from surveylib.runs.scale import current_scale
 from surveylib.techniques.registry import preset, technique_class
 
-FOLDER = ROWS / "equal_cost"
+FOLDER, CURVE = ROWS / "equal_cost", "equal-cost curve"
 MORE_STEPS = "more steps"  # the base model, with calls spent on finer sampling
 KNOBS: dict[str, tuple[str, tuple[int, ...]]] = {
     MORE_STEPS: ("steps", (10, 20, 40, 80)),
@@ -78,7 +88,7 @@ def curve(bench: Bench, name: str, knob: str, values: Sequence[int], prompts: Se
     """One method's curve, written after each stop."""
     path = bench.folder / f"{name.replace(' ', '_')}.json"
     head = identity(bench, name, knob, prompts, seed)
-    found = read_curve(path) if path.is_file() else {}
+    found = read_row(path, CURVE) if path.is_file() else {}
     if any(found.get(key) != value for key, value in head.items()):
         found = {**head, "stops": []}
     for value in values:
@@ -121,24 +131,13 @@ def stop_of(bench: Bench, name: str, knob: str, value: int, prompts: Sequence[An
             "means": {key: clustered_mean(scores, texts).numbers() for key, scores in looked.scores.items()}}
 
 
-def read_curve(path: str | Path) -> Curve:
-    """A curve.
+def read_curves(folder: str | Path = FOLDER) -> dict[str, Curve]:
+    """All curves of a folder by name of their file, without ending.
 
     Raises:
-        ValueError: damaged or of another format; names the file.
+        ValueError: a damaged file, or one of another format; names it.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}, this version reads {FORMAT}")
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no equal-cost curve ({error}); delete it and measure again") from error
-    return found
-
-
-def read_curves(folder: str | Path = FOLDER) -> dict[str, Curve]:
-    """All curves of a folder by name of their file, without ending."""
-    return {path.stem: read_curve(path) for path in sorted(Path(folder).glob("*.json"))}
+    return {path.stem: read_row(path, CURVE) for path in sorted(Path(folder).glob("*.json"))}
 
 
 def against(curve: Curve, line: Curve, score: str = "gold") -> list[dict[str, float]]:

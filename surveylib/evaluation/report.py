@@ -13,6 +13,7 @@ import numpy as np
 from surveylib.evaluation.arena import Place, arena
 from surveylib.evaluation.intervals import Mean, clustered_mean
 from surveylib.evaluation.rows import BASE, ROWS, Row, read_rows, stale_reasons
+from surveylib.evaluation.scoring import plain
 from surveylib.evaluation.win_rate import outcomes
 from surveylib.feedback.choice import NoFiniteFit
 
@@ -56,13 +57,6 @@ class Report:
         places = [vars(place) for place in self.arena]
         return json.dumps({"lines": lines, "arena": places, "break_even": self.break_even, "figures": self.figures,
                            "stale": self.stale, "untested": self.untested}, indent=1)
-
-
-def plain(value: Any) -> Any:
-    """For JSON: means as their numbers, in dicts too."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return value.numbers() if isinstance(value, Mean) else value
 
 
 def report(folder: str | Path = ROWS) -> Report:

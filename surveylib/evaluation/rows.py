@@ -218,18 +218,18 @@ def write_row(folder: Path, row: Row) -> Path:
     return path
 
 
-def read_row(path: Path) -> Row:
-    """A row.
+def read_row(path: Path, kind: str = "result row") -> Row:
+    """A row, or another result file of this format.
 
     Raises:
         ValueError: damaged, or of another format; names the file.
     """
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(Path(path).read_text(encoding="utf-8"))
         if row["format"] != FORMAT:
             raise ValueError(f"it has format {row['format']}, this version reads {FORMAT}")
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no result row ({error}); delete it and measure again") from error
+        raise ValueError(f"{path} is no {kind} ({error}); delete it and measure again") from error
     return row
 
 

@@ -117,6 +117,8 @@ def kid_numbers(features: Tensor, base: Tensor, subset: int) -> dict[str, float]
     return {"mean": round(found.mean, 6), "std": round(found.std, 6)}
 
 
-def plain(table: Mapping[str, Mean]) -> dict[str, dict]:
-    """A table of means for JSON."""
-    return {name: mean.numbers() for name, mean in table.items()}
+def plain(value: Any) -> Any:
+    """For JSON: means as their numbers, in dicts too."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value.numbers() if isinstance(value, Mean) else value

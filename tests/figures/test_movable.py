@@ -111,14 +111,6 @@ def test_bad_input_is_named(make, message):
         make()
 
 
-@pytest.fixture
-def opened(visit, tmp_path):
-    def open_figure(figure, **context):
-        return visit(figure.save(tmp_path / "figure.html").as_uri(), **context)
-
-    return open_figure
-
-
 @pytest.mark.browser
 def test_scrubber_moves_by_key_and_by_play(opened):
     page, problems = opened(MAKERS["scrubber"]())

@@ -68,14 +68,6 @@ def test_bad_input_is_named(make, message):
         make()
 
 
-@pytest.fixture
-def opened(visit, tmp_path):
-    def open_figure(figure, **context):
-        return visit(figure.save(tmp_path / "figure.html").as_uri(), **context)
-
-    return open_figure
-
-
 def names(page):
     return page.locator("tbody tr td:first-child").all_inner_texts()
 
