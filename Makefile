@@ -7,6 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 export SURVEYLIB_SCALE := $(SCALE)
+export SURVEYLIB_JOBS := $(JOBS)
 
 .PHONY: book test lab readme clean distclean help
 
@@ -16,6 +17,7 @@ help:
 	@echo "make lab    JupyterLab; chapters open as notebooks"
 	@echo "make readme write the survey's map into README.md"
 	@echo "make clean  remove what was built (make distclean: the environment too)"
+	@echo "JOBS=2 is how many chapters (make book) or tests (make test) run at a time."
 	@echo "SCALE=toy|rehearsal|single|full chooses the size; toy is the default."
 
 $(STAMP): pyproject.toml constraints.txt

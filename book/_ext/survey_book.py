@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import execute_ahead
 import survey_pages
 from import_graph import fingerprint
 from sphinx.util import logging
@@ -64,16 +65,26 @@ def failed(env, docname: str) -> bool:
     return bool(data) and not data.get("succeeded", True)
 
 
+def cached_config(app, docname: str):
+    """The execution's configuration of a chapter: its own cache folder, the oldest beyond `KEEP` removed."""
+    folder = Path(app.outdir).parent / ".jupyter_cache" / docname
+    mine = folder / key(app, docname)
+    mine.mkdir(parents=True, exist_ok=True)
+    os.utime(mine)
+    for old in sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return app.env.mystnb_config.copy(execution_cache_path=str(mine))
+
+
+def before_all(app, env, docnames: list[str]) -> None:
+    """Execute the chapters about to be read, several at a time."""
+    execute_ahead.ahead(app, env, filter(is_chapter, docnames), lambda docname: cached_config(app, docname))
+
+
 def before_read(app, docname: str, source: list[str]) -> None:
     """Give the chapter about to be read its own cache folder; fill pages made from data."""
     if is_chapter(docname):
-        folder = Path(app.outdir).parent / ".jupyter_cache" / docname
-        mine = folder / key(app, docname)
-        app.env.mystnb_config = app.env.mystnb_config.copy(execution_cache_path=str(mine))
-        mine.mkdir(parents=True, exist_ok=True)
-        os.utime(mine)
-        for old in sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+        app.env.mystnb_config = cached_config(app, docname)
     source[0] = survey_pages.fill(app, docname, source[0])
 
 
@@ -136,6 +147,7 @@ def setup(app):
     """Entry point of Sphinx."""
     app.connect("config-inited", local_assets, priority=900)
     app.connect("env-get-outdated", outdated)
+    app.connect("env-before-read-docs", before_all)
     app.connect("source-read", before_read)
     app.connect("env-updated", rewrite_all)
     app.connect("html-page-context", download_ipynb, priority=100)
