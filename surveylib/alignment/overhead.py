@@ -24,21 +24,6 @@ from surveylib.runs.ledger import Ledger
 from surveylib.techniques.registry import technique_class
 
 
-class ExclusiveLedger(Ledger):
-    """A ledger whose seconds count once: what a part spends inside another (the network's recomputation inside a
-    backward pass, under gradient checkpointing) is the inner part's alone."""
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        """Adds the block's wall time to a part, without what other parts took in it."""
-        before, began = sum(self.seconds.values()), time.perf_counter()
-        try:
-            yield
-        finally:
-            inside = sum(self.seconds.values()) - before
-            self.seconds[part] += time.perf_counter() - began - inside
-
-
 @dataclass
 class Share:
     """Seconds of one kind of work. wall: in all; inside: in the calls that the ledger watched."""
@@ -83,7 +68,6 @@ def measure(recipe: Recipe, epochs: int = 2) -> dict[str, Share]:
     technique = technique_class(recipe.technique)(ready.preset.config)
     run = Alignment(ready.model, technique, ready.signal, ready.prompts, ready.preset.training, recipe.seed,
                     Processes())
-    run.ledger = ExclusiveLedger()
     run.advance()
     shares = {"rollout": Share(), "update": Share()}
     technique.collect = shares["rollout"].around(run.ledger, technique.collect)

@@ -27,8 +27,9 @@ class Ledger:
         backward_passes: samples whose network call a gradient went back through.
         decodes, encodes: latents made into pictures, and back.
         reward_calls: pictures scored, all rewards together.
-        seconds: by part of `PARTS`, wall clock, of the calls that were watched. "network" is forward only, and includes
-            forward passes inside a reward's gradient only where they are network calls.
+        seconds: by part of `PARTS`, wall clock, of the calls that were watched; no second counts in two parts.
+            "network" is forward only, and includes forward passes inside a reward's gradient only where they are
+            network calls.
         wall: seconds in all; the owner of the run sets it.
     """
 
@@ -75,12 +76,14 @@ class Ledger:
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the block's wall time to a part."""
-        began = time.perf_counter()
+        """Adds the block's wall time to a part, without what other parts took in it: under gradient checkpointing the
+        network runs again inside a backward pass, and its seconds count once."""
+        before, began = sum(self.seconds.values()), time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[part] += time.perf_counter() - began
+            inside = sum(self.seconds.values()) - before
+            self.seconds[part] += time.perf_counter() - began - inside
 
     @contextmanager
     def watch(self, model: Any = None, *rewards: Any) -> Iterator[Ledger]:

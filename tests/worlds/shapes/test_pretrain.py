@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import nn
 
 from surveylib.worlds.shapes.data import stream
@@ -128,10 +127,8 @@ def test_one_weighted_token_acts_as_that_many_equal_tokens(tokenizer, examples, 
     x, t = torch.randn(2, 8, 8, 8), torch.tensor([100.0, 800.0])
     with torch.no_grad():
         sequence, pooled = sd3.encode_text(text, token_ids(tokenizer, examples[1][:2]))
-        net.set_attn_processor(sd3.PaddedAttention())
-        sd3.PaddedAttention.copies = copies
-        one = net(x, sequence, pooled, t).sample
-        net.set_attn_processor(JointAttnProcessor2_0())
+        with sd3.copies_of_last_token(copies):
+            one = net(x, sequence, pooled, t).sample
         padding = sequence.new_zeros(2, copies, sequence.shape[-1])
         many = net(x, torch.cat([sequence[:, :-1], padding], 1), pooled, t).sample
     assert one.abs().mean() > 0.01 and torch.allclose(one, many, atol=1e-4)

@@ -5,7 +5,7 @@ and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders: the
 smaller one from nothing, both trained on together with the transformer.
 The third encoder, a one-layer T5, is there because the class wants one; its last norm is zero, so all its tokens are
 the zero vector. n equal tokens act in the joint attention as one token whose logit is raised by log n: that is how
-training covers any padding length at the price of one token (`PaddedAttention`), so that a plain call, which pads
+training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
 to 256, and ours, which pads to 8, both draw what was trained.
 """
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -70,27 +71,30 @@ def build_t5() -> tuple[T5EncoderModel, T5Tokenizer]:
     return encoder, tokenizer
 
 
-class PaddedAttention(JointAttnProcessor2_0):
-    """Joint attention in which the last context token stands for `copies` equal tokens (training only)."""
+LOG_COPIES = torch.zeros(())  # of the last context token, filled at each step
 
-    copies = 1
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs):
-        """The processor's call; the last key's logit is raised by log(copies)."""
-        plain = F.scaled_dot_product_attention
+def attention_with_copies(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    """Attention in which the last key stands for several equal ones: its logit is raised by `LOG_COPIES`.
 
-        def weighted(query, key, value, **options):
-            bias = query.new_zeros(key.shape[2])
-            bias[-1] = math.log(self.copies)
-            # Plain matrix products: in bfloat16 on a CPU much faster than the fused kernel.
-            logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
-            return logits.float().softmax(-1).to(value.dtype) @ value
+    query, key, value (B, heads, tokens, width). Plain matrix products: in bfloat16 on a CPU much faster than the fused
+    kernel.
+    """
+    bias = F.pad(LOG_COPIES.to(query)[None], (key.shape[2] - 1, 0))
+    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
+    return logits.float().softmax(-1).to(value.dtype) @ value
 
-        F.scaled_dot_product_attention = weighted
-        try:
-            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
-        finally:
-            F.scaled_dot_product_attention = plain
+
+@contextmanager
+def copies_of_last_token(count: float) -> Iterator[None]:
+    """Joint attention inside the block counts the last context token `count` times (training only)."""
+    plain = F.scaled_dot_product_attention
+    LOG_COPIES.fill_(math.log(count))
+    F.scaled_dot_product_attention = attention_with_copies
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
 
 
 def encode_text(encoders: nn.ModuleList, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,9 +117,10 @@ def loss_of(
     level = sigma.reshape(-1, 1, 1, 1)
     noisy = (1 - level) * latents + level * noise
     low, high = (math.log(n) for n in PADDING)
-    PaddedAttention.copies = math.exp(low + (high - low) * torch.rand((), generator=generator, device=device).item())
+    copies = math.exp(low + (high - low) * torch.rand((), generator=generator, device=device).item())
     sequence, pooled = encode_text(nets["text"], tokens)
-    velocity = nets["transformer"](noisy, sequence, pooled, 1000 * sigma).sample
+    with copies_of_last_token(copies):
+        velocity = nets["transformer"](noisy, sequence, pooled, 1000 * sigma).sample
     mse = (velocity.float() - (noise - latents)).square().mean()
     return mse, {"mse": mse.item()}
 
@@ -125,7 +130,6 @@ def save(nets: nn.ModuleDict, vae, tokenizer, out: Path) -> None:
     t5, t5_tokenizer = build_t5()
     vae.register_to_config(shift_factor=0.0)
     transformer = nets["transformer"].cpu().eval()
-    transformer.set_attn_processor(JointAttnProcessor2_0())
     first, second = (encoder.cpu().eval() for encoder in nets["text"])
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer.half(),
@@ -150,19 +154,23 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, required=True, help="folder of shapes-clip")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--lr", type=float, default=CONFIG.lr)
+    parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
+    parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
+    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
     vae = load_autoencoder(args.autoencoder)
-    latents, captions = make_latents(vae, LATENTS, LATENT_SEED, args.out.parent / "pools")
+    latents, captions = make_latents(vae, args.latents, args.latent_seed, args.out.parent / "pools")
     tokenizer = CLIPTokenizer.from_pretrained(args.clip)
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
     torch.manual_seed(config.seed)
     text = nn.ModuleList(build_text_encoders(tokenizer, args.clip))
-    transformer = build_transformer()
-    transformer.set_attn_processor(PaddedAttention())
-    nets = nn.ModuleDict({"transformer": transformer, "text": text}).to(args.device).train()
+    nets = nn.ModuleDict({"transformer": build_transformer(), "text": text}).to(args.device).train()
+    if args.compile:
+        nets["transformer"].compile()
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
