@@ -196,7 +196,7 @@ def align(
     config, training = parse_settings(technique, sets or [])
     recipe = Recipe(technique, current_scale(scale), model, reward, None if prompts is None else str(prompts), seed,
                     config, training)
-    show(run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard), recipe, out, console)
+    show(run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard), recipe, out, console, tensorboard)
 
 
 @app.command()
@@ -208,7 +208,8 @@ def resume(
     from surveylib.alignment.run import resume as go_on
     from surveylib.alignment.show import show
 
-    show(go_on(out, pictures_every=pictures_every, tensorboard=tensorboard), read_recipe(out), out, console)
+    steps = go_on(out, pictures_every=pictures_every, tensorboard=tensorboard)
+    show(steps, read_recipe(out), out, console, tensorboard)
 
 
 @app.command()

@@ -46,8 +46,10 @@ def parse_settings(technique: str, sets: list[str]) -> tuple[dict[str, Any], dic
     return config_values, training_values
 
 
-def show(steps: Iterator[engine.Progress], recipe: Recipe, out: Path, console: Console) -> None:
-    """Consumes a run and shows it live."""
+def show(
+    steps: Iterator[engine.Progress], recipe: Recipe, out: Path, console: Console, tensorboard: bool | None = None
+) -> None:
+    """Consumes a run and shows it live. tensorboard: as the run was told; None says at the end where it is missing."""
     chosen = recipe.preset()
     console.print(f"{recipe.technique} at {recipe.scale}: {chosen.training.epochs} epochs of "
                   f"{chosen.training.samples} samples. Expected: {chosen.cost}. Constants: {chosen.source}.")
@@ -67,7 +69,7 @@ def show(steps: Iterator[engine.Progress], recipe: Recipe, out: Path, console: C
                       f"{ledger.decodes:,} decodes, {ledger.reward_calls:,} reward calls, {ledger.wall:.0f} s "
                       f"(overhead {ledger.overhead:.3f})")
     result = out / ADAPTER if (out / ADAPTER).is_dir() else out / PIPELINE
-    if not writes_events():
+    if not writes_events(tensorboard) and tensorboard is None:
         console.print(NO_TENSORBOARD)
     console.print(f"weights: {result}   pictures: {out / 'pictures'}   log: {out / 'metrics.jsonl'}")
 

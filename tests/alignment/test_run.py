@@ -1,11 +1,11 @@
 """Run folders and the command line: what is written, what diffusers loads, what is refused."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
 from surveylib.alignment import logs
@@ -89,14 +89,22 @@ def test_tensorboard_that_was_asked_for_and_is_missing_stops_before_anything_is_
     assert not (tmp_path / "x").exists()
 
 
-def test_event_files_hold_what_the_log_holds(tmp_path, monkeypatch):
-    written = {}
-    writer = SimpleNamespace(add_scalar=lambda name, value, epoch: written.setdefault(epoch, {}).update({name: value}),
-                             flush=lambda: None, close=lambda: written.setdefault("closed", True))
-    monkeypatch.setattr(logs, "find_spec", lambda name: name)
-    monkeypatch.setattr(logs, "_events", lambda folder, first: writer)
-    list(run(RECIPE, tmp_path / "x"))
-    assert written.pop("closed") and list(written.values()) == read_rows(tmp_path / "x")
+def test_event_files_hold_what_the_log_holds(tmp_path):
+    list(run(RECIPE, tmp_path / "x", tensorboard=True))
+    found = EventAccumulator(str(tmp_path / "x" / "tensorboard")).Reload()
+    rows = read_rows(tmp_path / "x")
+    assert len(rows) == 2 and "reward" in found.Tags()["scalars"]
+    for name in found.Tags()["scalars"]:
+        events = found.Scalars(name)
+        assert [event.step for event in events] == [row["epoch"] for row in rows]
+        assert [event.value for event in events] == pytest.approx([row[name] for row in rows], rel=1e-6, nan_ok=True)
+
+
+def test_who_declines_tensorboard_is_not_told_to_install_it(no_tensorboard, tmp_path):
+    command = ["align", "ddpo", "--scale", "rehearsal", "--out", str(tmp_path / "x"), "--set", "epochs=1",
+               "--no-tensorboard"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0 and "pip install" not in found.output
 
 
 def test_another_recipe_is_refused(finished):

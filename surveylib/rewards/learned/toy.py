@@ -7,7 +7,7 @@ name                head                         learned from
 ==================  ===========================  ==============================================================
 shapes-pickscore    PickScore (the proxy)        pairs of a pool of twelve people (twin of Pick-a-Pic)
 shapes-imagereward  ImageReward (held out)       rankings of twelve other people, other prompts and pictures
-shapes-aesthetic    aesthetic (prompt-blind)     ratings of looks alone, by a third pool (twin of VisionPrefer)
+shapes-aesthetic    aesthetic (prompt-blind)     mean votes of a hundred people on looks (twin of AVA)
 ==================  ===========================  ==============================================================
 
 None of them sees the gold utility. Tests are pairs on held-out prompts and on the generalisation suite, answered by the
@@ -48,7 +48,6 @@ from surveylib.worlds.shapes.render import render
 
 PICTURES = 4  # of each prompt
 TEST_PROMPTS = 150
-PEOPLE = 12
 SUITES = ("held-out", "generalisation")
 
 
@@ -56,8 +55,8 @@ SUITES = ("held-out", "generalisation")
 class ToyReward:
     """What one shipped reward is made of.
 
-    head, options, unlock: of the model. twin: of `preferences.make_twin`; kind: which of its records; dimension: of the
-    ratings. pool, seed: of the people and of prompts and pictures.
+    head, options, unlock: of the model. twin: of `preferences.make_twin`; kind: which of its records.
+    pool, seed: of the people and of prompts and pictures. people: how many answer.
     """
 
     head: str
@@ -67,16 +66,16 @@ class ToyReward:
     seed: int
     options: dict = field(default_factory=dict)
     unlock: tuple[int, int] = (2, 1)
-    dimension: str | None = None
     preset: str = "toy"
+    people: int = 12
 
 
 REWARDS = {
     "shapes-pickscore": ToyReward("pickscore", "pickapic", "pair", pool=0, seed=0, unlock=(2, 0)),
     "shapes-imagereward": ToyReward("imagereward", "imagereward", "ranking", pool=1, seed=1000, unlock=(1, 0),
                                     options={"hidden": (64, 16)}, preset="toy-scalar"),
-    "shapes-aesthetic": ToyReward("aesthetic", "visionprefer", "ratings", pool=2, seed=2000, unlock=(2, 0),
-                                  options={"hidden": (64, 16)}, dimension="aesthetic", preset="toy-scalar"),
+    "shapes-aesthetic": ToyReward("aesthetic", "ava", "rating", pool=2, seed=2000, unlock=(2, 0),
+                                  options={"hidden": (64, 16)}, preset="toy-scalar", people=100),
 }  # fmt: skip
 
 
@@ -87,20 +86,20 @@ def category_of(prompt: str) -> str:
 
 def training_data(spec: ToyReward, prompts: int, pictures: str) -> tuple[PairData | RatingData, PairData | None]:
     """(examples, validation pairs or None), no prompt in both."""
-    pool = make_pool(PEOPLE, seed=spec.pool)
+    pool = make_pool(spec.people, seed=spec.pool)
     records = make_twin(spec.twin, prompts, PICTURES, spec.seed, pictures, "train", pool)
     records = [record for record in records if record.kind == spec.kind]
-    if spec.kind == "ratings":
-        return to_ratings(records, spec.dimension), None
+    if spec.kind == "rating":
+        return to_ratings(records), None
     return to_pairs(records).split(0.1, spec.seed)
 
 
 def test_pairs(spec: ToyReward, split: str, pictures: str, prompts: int = TEST_PROMPTS) -> tuple[PairData, Pool]:
     """Pairs of another seed on a suite of `SUITES`, and who answered; pairs of ratings for a reward of ratings."""
-    pool = make_pool(PEOPLE, seed=spec.pool)
-    twin = spec.twin if spec.kind == "ratings" else "pickapic"
+    pool = make_pool(spec.people, seed=spec.pool)
+    twin = spec.twin if spec.kind == "rating" else "pickapic"
     records = make_twin(twin, prompts, PICTURES, spec.seed + 7, pictures, split, pool)
-    return to_pairs(records, dimension=spec.dimension), pool
+    return to_pairs(records), pool
 
 
 @torch.no_grad()
@@ -175,7 +174,7 @@ def attribute_accuracy(reward, n: int = 200, seed: int = 0) -> dict[str, dict]:
 def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairData | None) -> tuple[RewardReport, dict]:
     """(report, its numbers with the agreement with gold) on one suite."""
     pairs, pool = test_pairs(spec, split, pictures)
-    known = None if spec.kind == "ratings" else choice_probabilities(pairs, pool).numpy()
+    known = None if spec.kind == "rating" else choice_probabilities(pairs, pool).numpy()
     if validation is None:  # ratings: beta is fitted on half of the prompts and judged on the others
         validation, pairs = pairs.split(0.5, seed=1)
     report = evaluate_reward(reward, pairs, validation, category_of, known)
@@ -207,7 +206,7 @@ A reward model of the Shapes world. Head `{spec.head}` on `{SHAPES_CLIP}` with t
 `surveylib.rewards.learned.load_learned("{name}")`.
 
 - Learned from {facts['examples']} examples of the twin `{spec.twin}` ({facts['prompts']} prompts, {PICTURES} pictures
-  each, source "{facts['pictures']}", pool {spec.pool} of {PEOPLE} people, seed {spec.seed}).
+  each, source "{facts['pictures']}", pool {spec.pool} of {spec.people} people, seed {spec.seed}).
 - Training: {facts['steps']} steps, {facts['seconds']:.0f} seconds on {facts['hardware']}.
 - Stored: {facts['kilobytes']} kB; the rest of the trunk is named, not copied.
 

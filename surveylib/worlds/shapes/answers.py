@@ -125,9 +125,11 @@ class AnswerSheet:
         rng = self._next("rating")
         return {ours: self.annotator.rate(float(values[name]), low, high, rng, step) for ours, name in names.items()}
 
-    def rating(self, row: int, low: float = 1, high: float = 10, step: float = 1, **more: Any) -> Record:
-        """One number for the whole picture, on the scale low, low + step, ..., high."""
-        value = self._rated(row, {"overall": "overall"}, low, high, step)["overall"]
+    def rating(
+        self, row: int, low: float = 1, high: float = 10, step: float = 1, dimension: str = "overall", **more: Any
+    ) -> Record:
+        """One number for the picture, on the scale low, low + step, ..., high; for one of `annotators.DIMENSIONS`."""
+        value = self._rated(row, {"it": dimension}, low, high, step)["it"]
         return self._record("rating", (row,), {"rating": value, "low": low, "high": high, **more})
 
     def ratings(

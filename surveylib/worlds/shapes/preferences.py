@@ -8,6 +8,7 @@
 | `richhf` | rich | one person a picture | heatmaps, misaligned words, four scores |
 | `simulacra` | rating 1-10 | one person a picture | whole numbers |
 | `visionprefer` | ratings 1-5 | the AI annotator | three aspects (harmlessness has no counterpart in Shapes) |
+| `ava` | rating 1-10 | everybody, each picture | votes on looks alone; their mean is what is learned |
 | `mhp` | pair | one person a prompt | one record a dimension: overall, aesthetics, alignment, detail |
 | `binary` | binary | one person a picture | like or dislike |
 
@@ -86,6 +87,12 @@ def _simulacra(task: Task) -> Iterable[Record]:
     return (task.person(turn).rating(row, 1, 10) for turn, row in enumerate(task.rows))
 
 
+def _ava(task: Task) -> Iterable[Record]:
+    for row in task.rows:
+        for turn in range(len(task.people)):
+            yield task.person(turn).rating(row, 1, 10, dimension="aesthetics")
+
+
 def _visionprefer(task: Task) -> Iterable[Record]:
     names = {"prompt-following": "faithfulness", "aesthetic": "aesthetics", "fidelity": "quality"}
     return (task.person().ratings(row, names, 1, 5) for row in task.rows)
@@ -110,12 +117,13 @@ TWINS: dict[str, tuple[Callable[[Task], Iterable[Record]], int, bool]] = {
     "richhf": (_richhf, 1, False),
     "simulacra": (_simulacra, 1, False),
     "visionprefer": (_visionprefer, 1, True),
+    "ava": (_ava, 1, False),
     "mhp": (_mhp, 2, False),
     "binary": (_binary, 1, False),
 }
 # twin -> (prompts, pictures a prompt) of the small data set: 300 pairs, 60 records of each other twin.
 SMALL = {"pickapic": (100, 4), "hpdv2": (12, 4), "imagereward": (12, 4), "richhf": (30, 2), "simulacra": (30, 2),
-         "visionprefer": (30, 2), "mhp": (15, 2), "binary": (30, 2)}
+         "visionprefer": (30, 2), "ava": (5, 1), "mhp": (15, 2), "binary": (30, 2)}
 
 
 def prompts_of(split: str, n: int, seed: int = 0) -> list[SuitePrompt]:

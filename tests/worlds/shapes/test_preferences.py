@@ -19,8 +19,8 @@ from surveylib.worlds.shapes.sources import Hand, Mixture, ModelSamples, Picture
 
 PLAIN = Renderings()
 KIND = {"pickapic": {"pair": 9}, "hpdv2": {"ranking": 15}, "imagereward": {"ratings": 12, "ranking": 3},
-        "richhf": {"rich": 12}, "simulacra": {"rating": 12}, "visionprefer": {"ratings": 12}, "mhp": {"pair": 24},
-        "binary": {"binary": 12}}
+        "richhf": {"rich": 12}, "simulacra": {"rating": 12}, "visionprefer": {"ratings": 12}, "ava": {"rating": 144},
+        "mhp": {"pair": 24}, "binary": {"binary": 12}}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,25 @@ def test_scales_and_annotators_are_those_of_the_twin(twins):
     assert all(r.rating == int(r.rating) for r in twins["simulacra"])
     assert {(r.low, r.high) for r in twins["imagereward"] if r.kind == "ratings"} == {(1, 7)}
     assert {r.annotator for r in twins["visionprefer"]} == {"ai"}
+    assert all(len({r.annotator for r in twins["ava"] if r.images == one}) == 12
+               for one in {r.images for r in twins["ava"]})
     assert {r.extra["dimension"] for r in twins["mhp"]} == {"overall", "aesthetics", "alignment", "detail"}
     assert all(len({r.annotator for r in twins["hpdv2"] if r.prompt_id == p}) == 5
                for p in {r.prompt_id for r in twins["hpdv2"]})
     rich = twins["richhf"][0]
     assert set(rich.heatmaps) == {"artifact", "misalignment"} and len(rich.ratings) == 4
+
+
+@pytest.mark.truth
+def test_votes_on_looks_ignore_the_prompt(twins):
+    sure = Pool((Annotator("sure", temperature=0.0),))
+    prompts = prompts_of("train", 3)
+    pictures = Renderings({"right": Hand(0, 0, 0)})(prompts, 1, 0)
+    votes = [AnswerSheet(sure[0], Shown(look(pictures.images, texts))).rating(0, 0, 1, 0.01, dimension="aesthetics")
+             for texts in ([p.text for p in prompts], ["four blue rings"] * 3)]
+    overall = [AnswerSheet(sure[0], Shown(look(pictures.images, texts))).rating(0, 0, 1, 0.01)
+               for texts in ([p.text for p in prompts], ["four blue rings"] * 3)]
+    assert votes[0].rating == votes[1].rating and overall[0].rating > overall[1].rating + 0.2
 
 
 @pytest.mark.truth
@@ -138,14 +152,15 @@ def test_model_samples_do_not_depend_on_the_batch():
 
 def test_small_asks_for_three_hundred_pairs_and_sixty_of_each_other_kind():
     records = {"pickapic": lambda n, k: n * (k - 1), "hpdv2": lambda n, k: 5 * n,
-               "imagereward": lambda n, k: n * (k + 1), "mhp": lambda n, k: 4 * n * (k // 2)}
+               "imagereward": lambda n, k: n * (k + 1), "ava": lambda n, k: 12 * n * k,
+               "mhp": lambda n, k: 4 * n * (k // 2)}
     counts = {name: records.get(name, lambda n, k: n * k)(n, k) for name, (n, k) in SMALL.items()}
     assert counts.pop("pickapic") == 300 and set(counts.values()) == {60} and counts.keys() | {"pickapic"} == set(TWINS)
 
 
 def test_bad_questions_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="unknown twin 'ava'; known: pickapic"):
-        make_twin("ava", 2)
+    with pytest.raises(ValueError, match="unknown twin 'laion'; known: pickapic"):
+        make_twin("laion", 2)
     with pytest.raises(ValueError, match="images_per_prompt=1; pickapic needs at least 2"):
         make_twin("pickapic", 2, 1)
     with pytest.raises(ValueError, match="n_prompts=0"):
