@@ -222,8 +222,8 @@ FlowGRPO.PRESETS = {
         Training(epochs=20, samples=32, samples_per_prompt=8, updates=2, lr=1e-3, lora_rank=16, micro_batch=64,
                  sample_batch=32),
         model="shapes-sd", reward="shapes-pickscore",
-        source="ours; on shapes-sd, whose VP schedule is read in flow coordinates; in 8 steps the SDE leaves noise in the "
-               "pictures, CPS does not",
+        source="ours; on shapes-sd, whose VP schedule is read in flow coordinates; in 8 steps the SDE leaves noise in "
+               "the pictures, CPS does not",
         cost="about three minutes on two cores",
     ),
 }

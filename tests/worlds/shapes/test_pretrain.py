@@ -168,6 +168,25 @@ def test_a_perfect_network_has_no_loss(tokenizer, examples):
 
 
 @pytest.mark.truth
+@pytest.mark.parametrize(("noisier", "expected"), [(0.0, 0.5), (0.6, 0.8), (1.0, 1.0)])
+def test_a_share_of_the_timesteps_comes_from_the_noisier_half(noisier, expected):
+    drawn = []
+
+    class Recorder(nn.Module):
+        def forward(self, noisy, t, text):
+            drawn.append(t)
+            return type("Out", (), {"sample": noisy})()
+
+    text = type("Out", (), {"last_hidden_state": torch.zeros(4000, LENGTH, 8)})
+    nets = {"text_encoder": lambda tokens: text, "unet": Recorder()}
+    tokens, alphas = torch.zeros(4000, LENGTH, dtype=torch.long), sd.build_scheduler().alphas_cumprod
+    generator = torch.Generator().manual_seed(0)
+    sd.loss_of(nets, torch.zeros(4000, 8, 8, 8), tokens, tokens[0], alphas, generator, 0, noisier=noisier)
+    assert 0 <= drawn[0].min() and drawn[0].max() == 999
+    assert (drawn[0] >= 500).float().mean() == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.truth
 def test_noise_weights_are_min_snr_first_and_velocity_weights_later():
     alphas = sd.build_scheduler().alphas_cumprod.double()
     snr, error = alphas / (1 - alphas), torch.rand(1000, dtype=torch.float64)
