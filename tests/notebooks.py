@@ -8,6 +8,18 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = ROOT / "chapters"
 NOTEBOOKS = ROOT / "out" / "notebooks"  # never below a folder called _build: nbmake passes over it in silence
+# A chapter of one cell, for tests.
+ONE_CELL = """---
+jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
+kernelspec: {{display_name: Python 3, name: python3}}
+---
+
+# {title}
+
+```{{code-cell}} ipython3
+{code}
+```
+"""
 
 
 def notebook_name(chapter: Path, chapters: Path = CHAPTERS) -> str:

@@ -4,19 +4,9 @@ import os
 
 import execute_ahead
 import pytest
+from notebooks import ONE_CELL
 from sphinx.application import Sphinx
 
-PAGE = """---
-jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
-kernelspec: {{display_name: Python 3, name: python3}}
----
-
-# {title}
-
-```{{code-cell}} ipython3
-{code}
-```
-"""
 # Each chapter ends only when the other has begun: one after the other they would wait in vain.
 MEET = """import os, pathlib, time
 folder = pathlib.Path({folder!r})
@@ -58,7 +48,7 @@ def two_cores(monkeypatch):
 def test_two_chapters_run_at_the_same_time_and_once(tmp_path):
     for own, other in ("ab", "ba"):
         code = MEET.format(folder=str(tmp_path), own=f"{own}.ran", other=f"{other}.ran")
-        (tmp_path / f"{own}.md").write_text(PAGE.format(title=own, code=code))
+        (tmp_path / f"{own}.md").write_text(ONE_CELL.format(title=own, code=code))
     app = build(tmp_path)
     for name in "ab":
         assert "met on 1 threads" in (tmp_path / f"_build/html/{name}.html").read_text()
@@ -69,7 +59,7 @@ def test_two_chapters_run_at_the_same_time_and_once(tmp_path):
 
 def test_a_failing_chapter_is_reported_by_its_page(tmp_path):
     for name, code in (("a", "print('fine')"), ("b", "raise ValueError('broken on purpose')")):
-        (tmp_path / f"{name}.md").write_text(PAGE.format(title=name, code=code))
+        (tmp_path / f"{name}.md").write_text(ONE_CELL.format(title=name, code=code))
     app = build(tmp_path)
     assert app.env.nb_metadata["a"]["exec_data"]["succeeded"]
     assert "broken on purpose" in app.env.nb_metadata["b"]["exec_data"]["traceback"]

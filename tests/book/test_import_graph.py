@@ -5,18 +5,7 @@ from pathlib import Path
 
 import import_graph
 import pytest
-
-CHAPTER = """---
-jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
-kernelspec: {{display_name: Python 3, name: python3}}
----
-
-# {title}
-
-```{{code-cell}} ipython3
-{code}
-```
-"""
+from notebooks import ONE_CELL
 
 
 def write(path: Path, text: str) -> Path:
@@ -45,7 +34,7 @@ def tree(tmp_path):
 
 
 def chapter(tree: Path, code: str) -> Path:
-    return write(tree / "chapters" / "part" / "01_x.md", CHAPTER.format(title="x", code=code))
+    return write(tree / "chapters" / "part" / "01_x.md", ONE_CELL.format(title="x", code=code))
 
 
 def used(tree: Path, code: str) -> set[str]:
