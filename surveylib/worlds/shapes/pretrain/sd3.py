@@ -6,7 +6,8 @@ smaller one from nothing, both trained on together with the transformer.
 The third encoder, a one-layer T5, is there because the class wants one; its last norm is zero, so all its tokens are
 the zero vector. n equal tokens act in the joint attention as one token whose logit is raised by log n: that is how
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
-to 256, and ours, which pads to 8, both draw what was trained.
+to 256, and ours, which pads to 8, both draw what was trained. `--init FOLDER` goes on from a pipeline with a fresh
+optimiser.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ def build_transformer() -> SD3Transformer2DModel:
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
+
+
+def load_nets(folder: Path) -> tuple[SD3Transformer2DModel, list[CLIPTextModelWithProjection]]:
+    """Transformer and text encoders of a pipeline folder, float32, to go on from."""
+    transformer = SD3Transformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    transformer.register_to_config(_name_or_path="")  # the folder is nobody's business
+    return transformer, [CLIPTextModelWithProjection.from_pretrained(folder, subfolder=part, dtype=torch.float32)
+                         for part in ("text_encoder", "text_encoder_2")]
 
 
 def build_text_encoders(tokenizer, clip: str | Path | None = None) -> list[CLIPTextModelWithProjection]:
@@ -155,6 +164,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     parser.add_argument("--lr", type=float, default=CONFIG.lr)
+    parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
@@ -167,8 +177,12 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(args.clip)
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
     torch.manual_seed(config.seed)
-    text = nn.ModuleList(build_text_encoders(tokenizer, args.clip))
-    nets = nn.ModuleDict({"transformer": build_transformer(), "text": text}).to(args.device).train()
+    if args.init:
+        transformer, encoders = load_nets(args.init)
+    else:
+        transformer, encoders = build_transformer(), build_text_encoders(tokenizer, args.clip)
+    text = nn.ModuleList(encoders)
+    nets = nn.ModuleDict({"transformer": transformer, "text": text}).to(args.device).train()
     if args.compile:
         nets["transformer"].compile()
 
