@@ -126,13 +126,13 @@ def from_measurement(technique: str, rows: Path, work: Path, target: Path, seed:
     """
     from surveylib.evaluation.budgeted import train
     from surveylib.evaluation.protocol import Budget, Protocol
-    from surveylib.evaluation.rows import Plan
+    from surveylib.evaluation.rows import Plan, differences
 
     row = chosen_row(technique, rows, seed)
     protocol = Protocol(**{k: tuple(v) if isinstance(v, list) else v for k, v in row["protocol"].items()})
     plan = Plan(technique, row["setting"], seed, row["scale"], Budget(**row["budget"]), protocol)
-    folder = work / f"{plan.name}-{row['hashes']['rule']}"
-    if plan.identity()["hashes"]["rule"] != row["hashes"]["rule"] or not (folder / "checkpoint").is_dir():
+    folder = work / plan.run_folder
+    if differences(row, plan.identity()) or not (folder / "checkpoint").is_dir():
         raise ValueError(f"{folder} holds no checkpoint of this row and this code: measure {technique} again")
     trained = train(plan.recipe, row["budget"]["training"], folder)
     weights = save_lora(trained.model, folder / ADAPTER)

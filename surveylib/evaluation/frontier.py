@@ -82,7 +82,7 @@ def training_curve(
     if not budgets or any(b <= a for a, b in zip([0, *budgets], budgets)):
         raise ValueError(f"budgets={list(budgets)} must rise from above 0")
     prompts = prompts_of("validation", plan.scale, plan.protocol)
-    folder = work / f"{plan.name}-{plan.identity()['hashes']['rule']}-curve"
+    folder = work / f"{plan.run_folder}-curve"
     for budget in budgets:
         trained = train(plan.recipe, budget, folder, say)
         if budget == budgets[0]:

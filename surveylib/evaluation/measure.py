@@ -216,8 +216,7 @@ class Bench:
     def drawer(self, plan: Plan) -> tuple[Callable[[Sequence[str]], tuple[Tensor, Ledger]], Trained | None]:
         """A function from texts to pictures and cost; for fine-tuning also the trained model."""
         if plan.kind == "training":
-            rule = plan.identity()["hashes"]["rule"]
-            trained = train(plan.recipe, self.budget.training, self.work / f"{plan.name}-{rule}", self.say)
+            trained = train(plan.recipe, self.budget.training, self.work / plan.run_folder, self.say)
             return lambda texts: self.plain(trained.model, texts, plan.seed), trained
         model = load_model(self.model_of(plan.technique), self.place.device)
         sampler = technique_class(plan.technique)(plan.preset.config)

@@ -99,6 +99,14 @@ class Plan:
             hashes[part] = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
         return json.loads(json.dumps({**head, **parts, "hashes": hashes}))
 
+    @property
+    def run_folder(self) -> str:
+        """Name of the folder with the checkpoints: other code, settings, model, reward or budget are another run."""
+        identity = self.identity()
+        parts = [identity.get(key) for key in ("config", "training", "model", "reward", "budget")]
+        hashes = [identity["hashes"][key] for key in ("rule", "model", "reward")]
+        return f"{self.name}-{hashlib.sha256(json.dumps([parts, hashes]).encode()).hexdigest()[:16]}"
+
 
 # -- hashes ------------------------------------------------------------------------------------------------------------
 @cache

@@ -16,6 +16,7 @@ from surveylib.evaluation.protocol import BUDGETS, Budget, Protocol, choices, pr
 from surveylib.evaluation.report import report
 from surveylib.techniques import registry
 from surveylib.techniques.contract import TechniqueError
+from surveylib.techniques.registry import technique_class
 
 SMALL = Protocol(test=1, validation=1, pictures=2, steps=3, kl_prompts=2, kl_steps=2)
 BUDGET = Budget(40, 6)  # Fake spends 4 + 2 * 4 = 12 an epoch: 4 epochs
@@ -148,6 +149,19 @@ def test_a_killed_measurement_goes_on_where_it_was(tmp_path, measured):
     strip = [[{k: v for k, v in epoch.items() if k != "seconds"} for epoch in r["training_run"]["history"]]
              for r in (new, old)]
     assert strip[0] == strip[1]
+
+
+def test_a_changed_preset_is_measured_anew_beside_the_old_run(tmp_path, measured, monkeypatch):
+    """The old checkpoints are of other settings: they are neither loaded nor in the way."""
+    shutil.copytree(measured, tmp_path / "copy")
+    kind = technique_class("still")
+    changed = kind.PRESETS["toy"].override({"push": 1.0}, lr=2e-3)
+    monkeypatch.setattr(kind, "PRESETS", {"toy": changed})
+    said = []
+    found = run(["still"], tmp_path / "copy", said.append)[-1]
+    assert found["config"] == {"push": 1.0} and found["training"]["lr"] == pytest.approx(2e-3)
+    assert sum("epoch" in line for line in said) == 4
+    assert found["training_run"]["ledger"]["equivalents"] == 48 and found["test"]["path_kl"]["value"] > 0
 
 
 def test_a_run_that_was_killed_between_validation_and_test_is_not_trained_again(tmp_path, measured):
