@@ -17,7 +17,7 @@ for training records, "held-out" for test records, "generalisation" apart from b
 different questions: take one dimension (`record.extra["dimension"]`) before making pairs of them.
 
 Make one:  python -m surveylib.worlds.shapes.preferences --twin pickapic --prompts 100 --seed 0 --out pairs.parquet
-The small one that is shipped (300 pairs, 60 records of every other kind): the command `SMALL_COMMAND`.
+The small one that is shipped (300 pairs, 60 records of every other kind but `ava`): the command `SMALL_COMMAND`.
 """
 
 from __future__ import annotations
@@ -121,9 +121,10 @@ TWINS: dict[str, tuple[Callable[[Task], Iterable[Record]], int, bool]] = {
     "mhp": (_mhp, 2, False),
     "binary": (_binary, 1, False),
 }
-# twin -> (prompts, pictures a prompt) of the small data set: 300 pairs, 60 records of each other twin.
+# twin -> (prompts, pictures a prompt) of the small data set: 300 pairs, 60 records of each other twin. `ava` is left out: its point is
+# many votes.
 SMALL = {"pickapic": (100, 4), "hpdv2": (12, 4), "imagereward": (12, 4), "richhf": (30, 2), "simulacra": (30, 2),
-         "visionprefer": (30, 2), "ava": (5, 1), "mhp": (15, 2), "binary": (30, 2)}
+         "visionprefer": (30, 2), "mhp": (15, 2), "binary": (30, 2)}
 
 
 def prompts_of(split: str, n: int, seed: int = 0) -> list[SuitePrompt]:
