@@ -121,8 +121,8 @@ TWINS: dict[str, tuple[Callable[[Task], Iterable[Record]], int, bool]] = {
     "mhp": (_mhp, 2, False),
     "binary": (_binary, 1, False),
 }
-# twin -> (prompts, pictures a prompt) of the small data set: 300 pairs, 60 records of each other twin. `ava` is left out: its point is
-# many votes.
+# twin -> (prompts, pictures a prompt) of the small data set: 300 pairs, 60 records of each other
+# twin. `ava` is left out: its point is many votes.
 SMALL = {"pickapic": (100, 4), "hpdv2": (12, 4), "imagereward": (12, 4), "richhf": (30, 2), "simulacra": (30, 2),
          "visionprefer": (30, 2), "mhp": (15, 2), "binary": (30, 2)}
 
