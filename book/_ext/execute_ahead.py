@@ -22,14 +22,10 @@ ON_CPU = ("toy", "rehearsal")  # at larger scales a chapter has the accelerator 
 
 
 class Quiet(logging.LoggerAdapter):
-    """Takes what myst-nb's client says, with its keyword `subtype`; the page's own reading will say it aloud."""
-
-    def process(self, msg, kwargs):
-        """Drop the keyword."""
-        return msg, {k: v for k, v in kwargs.items() if k != "subtype"}
+    """Swallows what myst-nb's client says; the page's own reading will say it aloud."""
 
     def isEnabledFor(self, level):
-        """Nothing is printed from here."""
+        """Never."""
         return False
 
 
@@ -46,24 +42,27 @@ def jobs(scale: str) -> int:
 
 @contextmanager
 def threads(count: int):
-    """Kernels started inside share the cores: each takes `count` threads, unless the caller's environment says more."""
+    """Kernels started inside share the cores: each takes `count` threads, unless the environment says how many."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = before or str(count)
     try:
         yield
     finally:
-        os.environ.pop("OMP_NUM_THREADS") if before is None else None
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
 
 
 def execute(path: Path, md_config, nb_config: NbParserConfig) -> dict:
     """Run one chapter, or find its run in the cache of `nb_config`; what the client says of the execution."""
     text = path.read_text(encoding="utf-8")
     reader = create_nb_reader(path, md_config, nb_config, text)
+    if reader is None:  # a page without cells
+        return {"succeeded": True}
     with create_client(reader.read(text), str(path), nb_config, quiet, reader.read_fmt) as client:
         return client.exec_metadata or {}
 
 
-def ahead(app, env, docnames: Iterable[str], config_of: Callable[[str], NbParserConfig]) -> None:
+def ahead(env, docnames: Iterable[str], config_of: Callable[[str], NbParserConfig]) -> None:
     """Fill the caches of the chapters among `docnames`; config_of: the execution's configuration of a chapter."""
     scale = os.environ.get("SURVEYLIB_SCALE", "toy")
     at_a_time, names = jobs(scale), list(docnames)

@@ -78,7 +78,7 @@ def cached_config(app, docname: str):
 
 def before_all(app, env, docnames: list[str]) -> None:
     """Execute the chapters about to be read, several at a time."""
-    execute_ahead.ahead(app, env, filter(is_chapter, docnames), lambda docname: cached_config(app, docname))
+    execute_ahead.ahead(env, filter(is_chapter, docnames), lambda docname: cached_config(app, docname))
 
 
 def before_read(app, docname: str, source: list[str]) -> None:

@@ -31,7 +31,7 @@ def build(folder, warnings=None) -> Sphinx:
     def before_read(app, name, source):
         app.env.mystnb_config = config_of(name)
 
-    app.connect("env-before-read-docs", lambda app, env, names: execute_ahead.ahead(app, env, names, config_of))
+    app.connect("env-before-read-docs", lambda app, env, names: execute_ahead.ahead(env, names, config_of))
     app.connect("source-read", before_read)
     app.build()
     return app

@@ -54,7 +54,7 @@ def test_scales_and_annotators_are_those_of_the_twin(twins):
 
 
 @pytest.mark.truth
-def test_votes_on_looks_ignore_the_prompt(twins):
+def test_votes_on_looks_ignore_the_prompt():
     sure = Pool((Annotator("sure", temperature=0.0),))
     prompts = prompts_of("train", 3)
     pictures = Renderings({"right": Hand(0, 0, 0)})(prompts, 1, 0)

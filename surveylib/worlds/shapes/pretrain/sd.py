@@ -10,12 +10,9 @@ classifier-free guidance (arXiv 2207.12598).
 `--attributes W` adds W times the cross entropy of `attributes.CaptionHeads` on the text features; the heads are
 dropped at the end. Noise regression alone left neighbouring hues with almost equal features.
 
-`--noisier P` draws a share P of the timesteps from the noisier half. Hues are decided there, and there a network that
-predicts noise must copy its input to a percent before the rest tells it anything about the picture.
-
 `--init FOLDER` goes on from a pipeline folder with a fresh optimiser and the second weights from its first step: that
-is how the shipped model was trained on. On a CPU with bfloat16 units `--bfloat16` takes a third off a step; `--compile`
-(a C++ compiler and about three minutes at the start) halves the rest. One thread is as fast as two.
+is how the shipped model was trained on. On a CPU with bfloat16 units `--bfloat16` and `--compile` (which wants a C++
+compiler, and about three minutes at the start) together halve a step.
 """
 
 from __future__ import annotations
@@ -77,18 +74,14 @@ def weight(snr: Tensor, step: int) -> Tensor:
 
 def loss_of(
     nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, alphas_cumprod: Tensor, generator, step: int,
-    attributes: tuple[Tensor, float] | None = None, noisier: float = 0.0,
+    attributes: tuple[Tensor, float] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted noise regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,); attributes: targets (B, 10) of the
-    captions and the weight of their cross entropy, for `nets["heads"]`; noisier: share of timesteps drawn from the
-    noisier half, the others from all."""
+    captions and the weight of their cross entropy, for `nets["heads"]`."""
     count, device = len(latents), latents.device
     dropped = torch.rand(count, generator=generator, device=device) < DROP
     tokens = torch.where(dropped[:, None], empty, tokens)
     t = torch.randint(0, len(alphas_cumprod), (count,), generator=generator, device=device)
-    if noisier:
-        chosen = torch.rand(count, generator=generator, device=device) < noisier
-        t = torch.where(chosen, (t + len(alphas_cumprod)) // 2, t)
     noise = torch.randn(latents.shape, generator=generator, device=device)
     alpha = alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
@@ -146,7 +139,6 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
     parser.add_argument("--attributes", type=float, default=0.0, help="weight of the cross entropy on text features")
-    parser.add_argument("--noisier", type=float, default=0.0, help="share of timesteps drawn from the noisier half")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="compile the UNet by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -175,8 +167,7 @@ def main() -> None:
         phase = step + SWITCH if args.init else step
         said = (targets[index], args.attributes) if args.attributes else None
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            return loss_of(nets, batch, tokens[index].to(args.device), empty, alphas_cumprod, generator, phase, said,
-                           args.noisier)
+            return loss_of(nets, batch, tokens[index].to(args.device), empty, alphas_cumprod, generator, phase, said)
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd", mininterval=10) as bar:
