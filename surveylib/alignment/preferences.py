@@ -6,13 +6,17 @@ name                        what
 ``shapes-small``            the shipped records of the Shapes world (simulated people)
 ``shapes-own``              pictures of the model itself over training prompts, answered by the learned proxy
 ``file.parquet``, ``.jsonl``  records in the library's one schema, such as the annotation widget writes
-``pickapic_v1`` ...         a public data set (`surveylib.feedback.datasets.CARDS`), its first records, streamed
+``pickapic_v1`` ...         a public data set (`surveylib.feedback.datasets.CARDS`), its first records, streamed; where
+                            likes are wanted, a decided pair gives a liked and a disliked picture
+``own:pickscore`` ...       pictures of the model itself over training prompts, answered by a reward model
 ``tiny-...``                a few pictures of the model itself, labelled by brightness: for rehearsals
 ==========================  =================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.feedback.datasets import CARDS, load
+from surveylib.feedback.record import Record
 from surveylib.feedback.records import read_records
 from surveylib.rewards.contract import Reward
 from surveylib.rewards.registry import load_reward
@@ -34,14 +39,20 @@ PROMPTS = ("a cat", "a dog", "a bird", "a fish")
 MOST = 10_000  # records of a public data set that are kept in memory
 OWN_PROMPTS = {"pairs": 160, "rankings": 80, "binary": 320}  # 320 pictures of each kind
 OWN_PROXY = "shapes-pickscore"
+OWN = "own:"
+OWN_PICTURES = 1000  # of "own:...": stored with their paths, in memory
+PICTURES_OF_A_PROMPT = {"pairs": 2, "rankings": 4, "binary": 1}
 
 
-def load_preferences(name: str, kind: str, model: DiffusionModel, most: int = MOST) -> RecordedPreferences:
+def load_preferences(
+    name: str, kind: str, model: DiffusionModel, most: int = MOST, prompts: Sequence[str] = ()
+) -> RecordedPreferences:
     """Preference data of a kind.
 
     Args:
         name: see the module's table. kind: "pairs", "rankings" or "binary". model: its pictures' size is what records
-            are fitted to. most: records read of a public data set.
+            are fitted to. most: records read of a public data set. prompts: what "own:..." draws, the first
+            `OWN_PICTURES` pictures' worth.
 
     Raises:
         TechniqueError: an unknown name, or no record of that kind. FileNotFoundError, ConnectionError: says what to
@@ -53,6 +64,10 @@ def load_preferences(name: str, kind: str, model: DiffusionModel, most: int = MO
         return sampled(model, PROMPTS, _brightness, kind=kind, k=k, steps=2, guidance=1.0)
     if name == "shapes-own":
         return own_preferences(model, kind)
+    if name.startswith(OWN):
+        k = PICTURES_OF_A_PROMPT[kind]
+        return sampled(model, list(prompts)[: OWN_PICTURES // k], load_reward(name.removeprefix(OWN), model.device),
+                       kind=kind, k=k, steps=25, batch=8)
     if name == "shapes-small":
         records = [record for record in read_records(SMALL) if record.kind in ("pair", "ranking", "binary")]
         return from_records(records, kind, size=size)
@@ -63,8 +78,27 @@ def load_preferences(name: str, kind: str, model: DiffusionModel, most: int = MO
     key = ALIASES.get(name, name)
     if key not in CARDS:
         raise TechniqueError(f"unknown preference data {name!r}: shapes-small, a file ending in "
-                             f"{' or '.join(SUFFIXES)}, or one of {', '.join(k for k, c in CARDS.items() if c.module)}")
-    return from_records(islice(load(key), most), kind, size=size, on_error="skip")
+                             f"{' or '.join(SUFFIXES)}, own:<reward>, or one of "
+                             f"{', '.join(k for k, c in CARDS.items() if c.module)}")
+    records = islice(load(key), most)
+    if kind == "binary" and "binary" not in CARDS[key].kinds:
+        records = liked_and_disliked(records)
+    return from_records(records, kind, size=size, on_error="skip")
+
+
+def liked_and_disliked(records: Iterable[Record]) -> Iterator[Record]:
+    """Likes out of pairs, as Diffusion-KTO takes them from Pick-a-Pic: the preferred picture is liked, the other not.
+
+    A tie says nothing about either picture and stays a pair, which who wants likes leaves out and counts; so do
+    records of other kinds.
+    """
+    for record in records:
+        if record.kind != "pair" or record.preference == 0.5:
+            yield record
+            continue
+        for index, image in enumerate(record.images):
+            yield replace(record, kind="binary", images=(image,), models=record.models[index : index + 1],
+                          preference=None, liked=(record.preference > 0.5) == (index == 0))
 
 
 def own_preferences(
@@ -86,9 +120,8 @@ def own_preferences(
     if kind not in OWN_PROMPTS:
         raise TechniqueError(f"unknown kind of preference data {kind!r}; allowed: {', '.join(OWN_PROMPTS)}")
     prompts = [prompt.text for prompt in shapes.prompts_of("train", OWN_PROMPTS[kind] if n is None else n, seed)]
-    k = {"pairs": 2, "rankings": 4, "binary": 1}[kind]
-    return sampled(model, prompts, load_reward(OWN_PROXY) if reward is None else reward, kind=kind, k=k,
-                   temperature=temperature, steps=steps, seed=seed)
+    return sampled(model, prompts, load_reward(OWN_PROXY) if reward is None else reward, kind=kind,
+                   k=PICTURES_OF_A_PROMPT[kind], temperature=temperature, steps=steps, seed=seed)
 
 
 def _brightness(pictures: Tensor, prompts: list[str]) -> Tensor:

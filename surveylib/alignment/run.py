@@ -115,19 +115,19 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     needs = set(technique_class(recipe.technique).needs)
     offline = "reward" not in needs and bool({"pairs", "rankings", "binary"} & needs)
     kinds = {"pairs", "rankings", "binary"} & needs
-    signal = _preferences(name, sorted(kinds)[0], model) if offline else load_reward(name, model.device)
     if recipe.prompts is None:
         prompts = place.train_prompts
     else:
         lines = Path(recipe.prompts).read_text(encoding="utf-8").splitlines()
         prompts = [line.strip() for line in lines if line.strip()]
+    signal = _preferences(name, sorted(kinds)[0], model, prompts) if offline else load_reward(name, model.device)
     return Prepared(recipe, chosen, model, signal, prompts)
 
 
-def _preferences(name: str, kind: str, model: PipelineModel) -> Signal:
+def _preferences(name: str, kind: str, model: PipelineModel, prompts: list[str]) -> Signal:
     from surveylib.alignment.preferences import load_preferences
 
-    return load_preferences(name, kind, model)
+    return load_preferences(name, kind, model, prompts=prompts)
 
 
 def rehearsed(chosen: Preset) -> Preset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,7 @@ def break_even(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for sampler in (line for line in lines if line["kind"] == "sampling"):
             extra = sampler["calls a picture"] - trained["calls a picture"]
             found.append({"technique": trained["technique"], "sampler": sampler["technique"],
-                          "pictures": round(trained["training calls"] / extra) if extra > 0 else None})
+                          "pictures": math.ceil(trained["training calls"] / extra) if extra > 0 else None})
     return found
 
 

@@ -25,17 +25,17 @@
       mark.setAttribute("transform", `translate(${X(px)} ${Y(py)})`);
       const bar = mark.querySelector(".sv-bar");
       if (bar) bar.setAttribute("d", y.bars[k] ? `M0 ${Y(y.bars[k][0]) - Y(py)}V${Y(y.bars[k][1]) - Y(py)}` : "");
-      seen.push({k, x: X(px), y: Y(py), w: 0.56 * size * spec.names[k].length + 8});
+      seen.push({k, x: X(px), y: Y(py), w: (mark.querySelector("text").getComputedTextLength() || 0.56 * size * spec.names[k].length) + 8});
     });
     seen.sort((a, b) => a.y - b.y);  // names go where nothing stands yet: right or left of the mark, then lower
     const taken = seen.map(p => [p.x - 6, p.y - 6, p.x + 6, p.y + 6]);
     seen.forEach(p => {
       const name = marks[p.k].querySelector("text");
       let best = null;
-      for (const dy of [0, 1, -1, 2, -2, 3, -3].map(n => n * size)) for (const side of [1, -1]) {
+      for (const dy of [0, 1, -1, 2, -2, 3, -3, 4, -4].map(n => n * size)) for (const side of [1, -1]) {
         const x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - size / 2;
         const rect = [x0, y0, x0 + p.w, y0 + size];
-        const out = x0 < left - 60 || x0 + p.w > right + 28 ? 500 : 0;
+        const out = x0 < 4 || x0 + p.w > right + 28 ? 1e6 : 0;  // a name that is cut is worse than one that is covered
         const hits = taken.reduce((n, r) => n + Math.max(0, Math.min(rect[2], r[2]) - Math.max(rect[0], r[0]))
           * Math.max(0, Math.min(rect[3], r[3]) - Math.max(rect[1], r[1])), 0);
         const price = out + hits + Math.abs(dy) / 4 + (side < 0 ? 1 : 0);

@@ -7,13 +7,19 @@ standardised. The sampler is an ODE with many steps, whose own error is small.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
+from torch import Tensor
+
+from surveylib.alignment.engine import align
 from surveylib.diffusion.dynamics import DDIM
-from surveylib.evaluation.gaussian.policy_gradient import PROBLEM, Outcome, run
+from surveylib.evaluation.gaussian.policy_gradient import PROBLEM, Outcome, draw_samples, policy, run
+from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Training
 from surveylib.techniques.reward_weighted.raft import RAFT, RAFTConfig
 from surveylib.techniques.reward_weighted.rwr import RWR, RWRConfig
+from surveylib.worlds.gaussian.mixture import ANY
 
 STEPS = 40
 ONE_ROUND = Training(epochs=1, samples=4096, samples_per_prompt=4096, updates=8, passes=40, lr=1e-3, weight_decay=0.0,
@@ -22,9 +28,19 @@ ONE_ROUND = Training(epochs=1, samples=4096, samples_per_prompt=4096, updates=8,
 
 def rwr(seed: int = 0, rounds: int = 1, source: str = "policy") -> Outcome:
     """RWR with exact weights, `rounds` times trained to the end."""
-    config = RWRConfig(beta=PROBLEM.beta, standardise="none", source=source, steps=STEPS, eta=0.0, guidance=1.0)
     training = replace(ONE_ROUND, epochs=rounds, passes=40 if rounds == 1 else 20)
-    return run(RWR(config), DDIM(0.0), "flow", seed=seed, training=training, settle=0)
+    return run(_rwr(source), DDIM(0.0), "flow", seed=seed, training=training, settle=0)
+
+
+def rwr_by_round(rounds: int, seed: int = 0) -> Iterator[Tensor]:
+    """Samples (n, 1) after each round of RWR with exact weights: one run, looked at `rounds` times."""
+    model, reward = deepcopy(policy("flow", seed)), PointReward(PROBLEM.reward)
+    for _ in align(model, _rwr(), reward, [ANY], replace(ONE_ROUND, epochs=rounds), seed=seed):
+        yield draw_samples(model, DDIM(0.0), STEPS, seed)
+
+
+def _rwr(source: str = "policy") -> RWR:
+    return RWR(RWRConfig(beta=PROBLEM.beta, standardise="none", source=source, steps=STEPS, eta=0.0, guidance=1.0))
 
 
 def raft(seed: int = 0, rounds: int = 4) -> Outcome:

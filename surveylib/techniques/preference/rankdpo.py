@@ -85,13 +85,13 @@ RankDPO.PRESETS = {
     "full": Preset(
         RankDPOConfig(), Training(epochs=400, samples=1024, lr=1e-5, warmup=20, lora_rank=64, micro_batch=1,
                                   sample_batch=8, autocast="bfloat16"),
-        model="sdxl", reward="pickapic", source="arXiv 2410.18013 for the rule; settings ours (the paper's not found)",
+        model="sdxl", reward="own:pickscore", source="arXiv 2410.18013 for the rule; settings ours",
         cost="1024 rankings an update, 400 updates",
     ),
     "single": Preset(
         RankDPOConfig(), Training(epochs=400, samples=64, lr=1e-5, warmup=20, lora_rank=16, micro_batch=1,
                                   sample_batch=8, autocast="bfloat16"),
-        model="sd1.5", reward="pickapic", source="ours: cut to one 24 GB card", cost="64 rankings an update",
+        model="sd1.5", reward="own:pickscore", source="ours: cut to one 24 GB card", cost="64 rankings an update",
     ),
     "toy": Preset(
         RankDPOConfig(beta=2000.0), Training(epochs=60, samples=32, lr=3e-4, warmup=5, lora_rank=16, micro_batch=32),
