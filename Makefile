@@ -1,4 +1,4 @@
-# make book | test | lab | clean.  Needs Python >= 3.11, make and git.
+# make book | test | lab | class | clean.  Needs Python >= 3.11, make and git.
 PYTHON ?= python3
 SCALE  ?= toy
 JOBS   ?= 2
@@ -9,12 +9,13 @@ STAMP  := $(VENV)/.installed
 export SURVEYLIB_SCALE := $(SCALE)
 export SURVEYLIB_JOBS := $(JOBS)
 
-.PHONY: book test lab readme clean distclean help
+.PHONY: book test lab class readme clean distclean help
 
 help:
 	@echo "make book   execute every chapter, render to _build/html"
 	@echo "make test   unit tests, truth tests, every chapter as a notebook"
 	@echo "make lab    JupyterLab; chapters open as notebooks"
+	@echo "make class  notebooks and sources without the solutions, in out/class"
 	@echo "make readme write the survey's map into README.md"
 	@echo "make clean  remove what was built (make distclean: the environment too)"
 	@echo "JOBS=2 is how many chapters (make book) or tests (make test) run at a time."
@@ -41,6 +42,9 @@ lab: $(STAMP)
 	$(BIN)/jupytext-config --settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json \
 	  set-default-viewer markdown python
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/chapters
+
+class: $(STAMP)
+	$(BIN)/python book/edition.py out/class
 
 readme: $(STAMP)
 	$(BIN)/python book/readme.py

@@ -33,7 +33,7 @@ class UselessCheck(AssertionError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found: whose answer was judged ("reader" or "solution")."""
+    """What `check` found: whose answer was judged, "reader", "solution" or (no solution in this edition) "nobody"."""
 
     name: str
     judged: str
@@ -41,6 +41,8 @@ class Verdict:
     def __repr__(self) -> str:
         if self.judged == "reader":
             return f"{self.name}: your answer passes."
+        if self.judged == "nobody":
+            return f"{self.name}: not attempted yet."
         return f"{self.name}: not attempted yet; the solution passes."
 
 
@@ -82,7 +84,10 @@ def _passes(test: Callable[[Any], Any], answer: Any) -> bool:
 
 
 def prove(name: str, solution: Any, test: Callable[[Any], Any], wrong: Sequence[Any] = ()) -> None:
-    """Run the test on an empty stub, on a spoilt solution and on ``wrong``. Raises UselessCheck if one passes."""
+    """Run the test on an empty stub, on a spoilt solution and on ``wrong``. Raises UselessCheck if one passes, or if
+    there is no solution."""
+    if not attempted(solution):
+        raise UselessCheck(f"{name}: there is no solution")
     stub = (lambda *args, **kwargs: None) if callable(solution) else None
     for what, answer in (("an empty stub", stub), ("a spoilt solution", spoil(solution)),
                          *((f"the wrong answer {n}", w) for n, w in enumerate(wrong))):
@@ -95,19 +100,21 @@ def prove(name: str, solution: Any, test: Callable[[Any], Any], wrong: Sequence[
 
 
 def check(name: str, reader: Any, solution: Any, test: Callable[[Any], Any], wrong: Sequence[Any] = ()) -> Verdict:
-    """Judge the reader's answer if there is one, else the solution.
+    """Judge the reader's answer if there is one, else the solution, else nothing.
 
     name: what the exercise asks. reader: the stub of the reader's cell, or what the reader made of it. solution: the
-    folded answer. test: takes an answer; it fails by raising (assert) or by returning something false.
-    wrong: answers with typical mistakes; the project's tests see the check refuse them.
-    Raises WrongAnswer with what the test said; TypeError if ``test`` cannot be called or there is no solution.
+    folded answer; ``...`` in an edition without solutions. test: takes an answer; it fails by raising (assert) or by
+    returning something false. wrong: answers with typical mistakes; the project's tests see the check refuse them.
+    Raises WrongAnswer with what the test said; TypeError if ``test`` cannot be called or the solution is a stub.
     """
     if not callable(test):
         raise TypeError(f"check({name!r}): test must be callable, not {type(test).__name__}")
-    if not attempted(solution):
-        raise TypeError(f"check({name!r}): there is no solution to fall back on")
     if os.environ.get("SURVEYLIB_PROVE_CHECKS"):
         prove(name, solution, test, wrong)
+    if solution is Ellipsis and not attempted(reader):
+        return Verdict(name, "nobody")
+    if solution is not Ellipsis and not attempted(solution):
+        raise TypeError(f"check({name!r}): the solution is a stub; `...` itself stands for one that is left out")
     judged, answer = ("reader", reader) if attempted(reader) else ("solution", solution)
     whose = "your answer" if judged == "reader" else "the solution"
     try:

@@ -84,8 +84,19 @@ def test_errors_in_the_answer_are_named():
 def test_bad_input():
     with pytest.raises(TypeError, match="callable"):
         check("x", 1, 2, "not a test")
-    with pytest.raises(TypeError, match="no solution"):
+    with pytest.raises(TypeError, match="the solution is a stub"):
         check("x", 1, stub, doubles)
+
+
+def test_an_edition_without_solutions_judges_the_reader_alone(monkeypatch):
+    monkeypatch.delenv("SURVEYLIB_PROVE_CHECKS", raising=False)
+    assert repr(check("double", stub, ..., doubles)) == "double: not attempted yet."
+    assert check("double", right, ..., doubles).judged == "reader"
+    with pytest.raises(WrongAnswer):
+        check("double", lambda x: x, ..., doubles)
+    monkeypatch.setenv("SURVEYLIB_PROVE_CHECKS", "1")  # the book's own chapters have solutions
+    with pytest.raises(UselessCheck, match="no solution"):
+        check("double", stub, ..., doubles)
 
 
 @pytest.mark.parametrize("value", [1, 2.5, True, "a", [1, 2], (1.0, "b"), {"a": 1}, np.ones(3), np.array([True]), None])
