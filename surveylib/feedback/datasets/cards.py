@@ -72,7 +72,7 @@ _WITH_LOADER = (
     DataSetCard(
         "hpd_v2", "HPD v2", "2306.09341", ("pair", "ranking"), "choice between two (train), ranking of nine (test)",
         "annotators", (("798k pairs, 430k pictures, 107k prompts; 645k / 153k pairs (train / test)", "paper"),),
-        "Apache-2.0",
+        NOT_VERIFIED,
         ("prompt", "file_path", "human_preference", "image_path", "rank", "raw_annotations"),
         "ymhao/HPDv2", _HERE + "hpd", {"version": "v2"},
         "Script-based on the hub: read from raw files.",
@@ -121,7 +121,7 @@ _WITH_LOADER = (
     ),
     DataSetCard(
         "open_image_preferences", "open-image-preferences v1", None, ("pair",), "choice between two pictures", "users",
-        licence="Apache-2.0", columns=("prompt", "chosen", "rejected"),
+        columns=("prompt", "chosen", "rejected"),
         hub="data-is-better-together/open-image-preferences-v1-binarized", module=_HERE + "open_image_preferences",
         note="Pictures of FLUX.1-dev and Stable Diffusion 3.5 Large. The chosen picture stands first.",
     ),
@@ -137,7 +137,7 @@ _WITHOUT_LOADER = (
     DataSetCard(
         "hpd_v3pp", "HPDv3++", "2606.14657", ("pair",), "choice between two pictures: aesthetics, text following",
         "annotators",
-        (("212k pairs; train 100,463 (aesthetics) and 90,908 (text), test 5,720 and 4,465", "code"),), "Apache-2.0",
+        (("212k pairs; train 100,463 (aesthetics) and 90,908 (text), test 5,720 and 4,465", "code"),), NOT_VERIFIED,
         ("prompt", "path1", "path2"), "Junjun2333/HPDv3-PlusPlus",
         note="Pictures of Qwen-Image. The files have the form of HPD v3.",
     ),
@@ -155,7 +155,7 @@ _WITHOUT_LOADER = (
     DataSetCard(
         "visionrewarddb_image", "VisionRewardDB-Image", "2412.21059", ("ratings",), "answers on 18 aspects",
         "annotators",
-        (("48K pictures, 60 binary checks each", "code"),), "Apache-2.0",
+        (("48K pictures, 60 binary checks each", "code"),), NOT_VERIFIED,
         ("image", "internal_id", "prompt", "url", "annotation", "meta_result", "meta_mask"),
         "THUDM/VisionRewardDB-Image", note="Each aspect has its own scale.",
     ),
