@@ -30,6 +30,9 @@ from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import permutation, seed_of
 from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
 
+SCALE = 2.0**10  # first factor of the summed loss where gradients go through float16
+SCALE_STEPS = 200  # steps without an overflow after which it doubles
+
 
 @dataclass(frozen=True, eq=False)
 class Progress:
@@ -99,14 +102,21 @@ class Alignment:
         if self.from_prompts and not prompts:
             raise TechniqueError(f"{technique.name} draws pictures for prompts and got none")
         self.mine = processes.share(training.samples)
+        kept = model.dtype
         prepare_weights(model, training, seed)
-        self.reduced = autocast_type(training.autocast, model.device)
+        wanted = training.autocast
+        if wanted is None and model.dtype != kept:  # all weights are trained in float32 and used in what they came in
+            wanted = str(kept).removeprefix("torch.")
+        self.reduced = autocast_type(wanted, model.device)
         if self.reduced is not None and model.device.type == "cpu":
             plain_attention(model.network)
         self.parameters = model.trainable_parameters()
         self.optimiser = torch.optim.AdamW(
             self.parameters, lr=training.lr, betas=training.betas, weight_decay=training.weight_decay, eps=training.eps
         )
+        # Small gradients vanish in float16: the loss is scaled up before them (arXiv 1710.03740, section 3.2).
+        self.scaler = torch.amp.GradScaler(model.device.type, init_scale=SCALE, growth_interval=SCALE_STEPS,
+                                           enabled=torch.float16 in (model.dtype, self.reduced))
         self.ledger = Ledger()
         self.epoch = self.updates = 0
 
@@ -127,7 +137,7 @@ class Alignment:
         with self.ledger.watch(self.model, self.signal):
             draw = self.draw()
             batch = self._guarded(lambda: self.technique.collect(self.model, draw, self.signal), "sample_batch")
-            metrics = self.processes.sum_numbers({k: v / self.processes.count for k, v in batch.metrics.items()})
+            metrics = self.processes.mean_numbers(batch.metrics)
             sums = self.learn(batch, draw)
         self.epoch += 1
         self.ledger.wall += time.perf_counter() - began
@@ -182,8 +192,7 @@ class Alignment:
             for key, value in self._backward(items, means, total).items():
                 sums[key] = sums.get(key, 0.0) + value / total
         self.processes.sum_gradients(self.parameters)
-        norm = self._step()
-        return self.processes.sum_numbers(sums) | {"grad_norm": norm}
+        return self.processes.sum_numbers(sums) | self._step(total)
 
     def _means(self, pieces: list, total: int) -> dict[str, Tensor]:
         if type(self.technique).shared is Technique.shared:
@@ -207,7 +216,10 @@ class Alignment:
                 raise AlignmentError(self._not_finite("loss"))
             if losses.requires_grad:
                 with self.ledger.timed("backward"):
-                    (losses.float().sum() / total).backward()
+                    if self.scaler.is_enabled():  # the sum: a mean over many items would vanish in float16
+                        self.scaler.scale(losses.float().sum()).backward()
+                    else:
+                        (losses.float().sum() / total).backward()
             sums = {"loss": losses.detach().double().sum().item()}
             for key, value in metrics.items():
                 value = torch.as_tensor(value).detach().double()
@@ -216,20 +228,31 @@ class Alignment:
 
         return self._guarded(work, "micro_batch")
 
-    def _step(self) -> float:
-        training = self.training
+    def _step(self, total: int) -> dict[str, float]:
+        """Clip, step, average. An overflow under loss scaling skips the step and lowers the scale."""
+        training, scaled = self.training, self.scaler.is_enabled()
+        if scaled:
+            for p in self.parameters:  # unscaling wants a gradient of each, also where no item asked for one
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            self.scaler.unscale_(self.optimiser)
+            for p in self.parameters:
+                p.grad.div_(total)
         norm = nn.utils.clip_grad_norm_(self.parameters, training.clip_norm)
         if not norm.isfinite():
-            raise AlignmentError(self._not_finite("gradient"))
+            if not scaled or self.scaler.get_scale() < 1:
+                raise AlignmentError(self._not_finite("gradient"))
+            self.scaler.update()
+            return {"grad_norm": 0.0, "skipped_steps": 1.0}
         rate = training.lr * min(1.0, (self.updates + 1) / training.warmup) if training.warmup else training.lr
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.updates += 1
         if training.ema and self.updates % training.ema_every == 0:
             self.model.update_ema("ema", training.ema)
         self.technique.after_update(self.model)
-        return norm.item()
+        return {"grad_norm": norm.item()} | ({"skipped_steps": 0.0} if scaled else {})
 
     # -- helpers --------------------------------------------------------------------------------------------------
     def _autocast(self):
@@ -257,6 +280,7 @@ class Alignment:
             "epoch": self.epoch, "updates": self.updates, "ledger": self.ledger.state_dict(),
             "policy": dict(self.model.named_trainable_parameters()), "snapshots": self.model.snapshots,
             "optimiser": self.optimiser.state_dict(), "technique": self.technique.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -269,17 +293,19 @@ class Alignment:
         self.model.load_snapshots(state["snapshots"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.technique.load_state_dict(state["technique"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def prepare_weights(model: DiffusionModel, training: Training, seed: int) -> None:
-    """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network with a
-    copy of it as the reference."""
+    """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network, in
+    float32 (AdamW's eps is zero in float16), with a copy of it as the reference."""
     if training.lora_rank is not None:
         if not lora_layers(model.network):
             add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets, seed)
         return
     if lora_layers(model.network):
         raise TechniqueError("lora_rank=None trains all weights, but the network has an adapter; load the model anew")
-    model.network.requires_grad_(True)
+    model.network.float().requires_grad_(True)
     if "reference" not in model.snapshots:
         model.snapshot("reference")

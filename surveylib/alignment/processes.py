@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather, reduce
+from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
 REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
@@ -47,6 +47,8 @@ class Processes:
         self.rank = self._state.process_index if self._state else 0
         self.count = self._state.num_processes if self._state else 1
         self.device = self._state.device if self._state else torch.device("cpu" if cpu else "cuda")
+        if self.device.type == "cpu":
+            self.device = torch.device("cpu")  # accelerate numbers it, as if there were several
 
     @property
     def main(self) -> bool:
@@ -75,12 +77,18 @@ class Processes:
         return tensor if self.count == 1 else reduce(tensor.to(self.device), "sum").to(tensor.device)
 
     def sum_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Sum of named numbers over processes (the same names on each)."""
-        if self.count == 1 or not numbers:
+        """Sum of named numbers over processes; a name that a process lacks counts zero there."""
+        if self.count == 1:
             return dict(numbers)
-        names = sorted(numbers)
-        total = self.sum(torch.tensor([numbers[name] for name in names], dtype=torch.float64))
+        names = sorted(set(gather_object(list(numbers))))
+        total = self.sum(torch.tensor([numbers.get(name, 0.0) for name in names], dtype=torch.float64))
         return dict(zip(names, total.tolist()))
+
+    def mean_numbers(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Mean of named numbers over the processes that have them."""
+        sums = self.sum_numbers(numbers)
+        have = self.sum_numbers(dict.fromkeys(numbers, 1.0))
+        return {name: value / have[name] for name, value in sums.items()}
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
         """Adds up ``.grad`` over processes in place, in one message."""

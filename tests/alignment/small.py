@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -46,8 +47,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     out, result = Path(sys.argv[1]), Path(sys.argv[2])
+    changed = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
     processes = Processes(cpu=True)
-    model, steps = small_run(None if out.name == "none" else out, processes)
+    model, steps = small_run(None if out.name == "none" else out, processes, **changed)
     for progress in steps:
         print("epoch", progress.epoch, processes.count, flush=True)
     if processes.main:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from alignment.small import PROMPTS, TRAINING, brightness, small_run, weights_after
 
-from surveylib.alignment.engine import AlignmentError, align
+from surveylib.alignment.engine import Alignment, AlignmentError, align
 from surveylib.alignment.processes import Processes
 from surveylib.cli import main
 from surveylib.diffusion.zoo import load_model
@@ -191,6 +191,59 @@ def test_full_weights_keep_a_reference():
     with model.reference():
         inside = {name: p.detach() for name, p in model.named_trainable_parameters().items()}
         assert largest(inside, model.snapshots["reference"]) == 0
+
+
+# -- half precision
+def in_half(**changed):
+    """A model in float16 and its run; one step of a very small loss, as DDPO's mean over 128 x 50 items is."""
+    model = load_model("tiny-sd", dtype=changed.pop("dtype", torch.float16))
+    technique = DDPO(DDPOConfig(steps=3, guidance=1.0, tracker_least=2))
+    training = dataclasses.replace(TRAINING, **{"epochs": 1, "updates": 1, **changed})
+    return Alignment(model, technique, changed.pop("signal", brightness()), PROMPTS, training, 3, Processes())
+
+
+def gradients(run, weight=1.0):
+    """What `_backward` and the unscaling leave for one item, its loss multiplied by `weight`."""
+    def tiny(loss):
+        return lambda *given: (lambda losses, metrics: (losses * weight, metrics))(*loss(*given))
+
+    run.technique.loss = tiny(run.technique.loss)
+    found = {}
+    run.optimiser.step = lambda *_, **__: found.update(
+        {n: p.grad.clone() for n, p in run.model.named_trainable_parameters().items()})
+    run.advance()
+    return found
+
+
+def test_small_gradients_survive_float16():
+    """The same weights and noise in float32; a loss of 1e-6 vanishes in float16 without a scale."""
+    for weight in (1.0, 1e-5):
+        runs = (in_half(dtype=dtype, clip_norm=1e9) for dtype in (torch.float16, torch.float32))
+        half, full = (torch.cat([g.flatten() for g in gradients(run, weight).values()]) for run in runs)
+        assert full.norm() > 0 and 0.8 < half.norm() / full.norm() < 1.25
+        assert torch.cosine_similarity(half, full, 0) > 0.98
+
+
+def test_an_overflow_skips_the_step_and_lowers_the_scale():
+    run = in_half(epochs=2)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, enabled=True)
+    before = {n: p.detach().clone() for n, p in run.model.named_trainable_parameters().items()}
+    progress = run.advance()
+    assert progress.metrics["skipped_steps"] == 1 and progress.updates == 0
+    assert run.scaler.get_scale() == 2.0**59
+    assert largest(before, {n: p.detach() for n, p in run.model.named_trainable_parameters().items()}) == 0
+    again = in_half(epochs=2)
+    again.load_state_dict(run.state_dict())
+    assert again.scaler.get_scale() == 2.0**59
+
+
+def test_all_weights_of_a_half_precision_model_are_trained_in_float32():
+    run = in_half(lora_rank=None, lr=1e-4)
+    before = {n: p.detach().clone() for n, p in run.model.named_trainable_parameters().items()}
+    run.advance()
+    after = run.model.named_trainable_parameters()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after.values())
+    assert 0 < largest(before, {n: p.detach() for n, p in after.items()}) < 1e-3
 
 
 # -- the folder

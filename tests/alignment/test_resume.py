@@ -15,13 +15,13 @@ TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def start(out, result) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "alignment.small", str(out), str(result)], cwd=TESTS,
+def start(out, result, changed="{}") -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "alignment.small", str(out), str(result), changed], cwd=TESTS,
                             env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def finish(out, result) -> dict[str, torch.Tensor]:
-    process = start(out, result)
+def finish(out, result, changed="{}") -> dict[str, torch.Tensor]:
+    process = start(out, result, changed)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-2000:]
     return load_file(result)
@@ -52,14 +52,28 @@ def test_killed_at_three_points_a_run_ends_with_the_same_weights(tmp_path):
         assert torch.equal(value, resumed[name]), name
 
 
-@pytest.mark.truth
-def test_two_processes_make_the_update_of_one(tmp_path):
-    one = finish("none", tmp_path / "one.safetensors")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613", "-m",
-               "alignment.small", "none", str(tmp_path / "two.safetensors")]
+def two_processes(*module: str) -> str:
+    """What they printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", *module]
     found = subprocess.run(command, cwd=TESTS, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert "epoch 3 2" in found.stdout, "the run was not spread over two processes"
+    assert found.returncode == 0, found.stdout[-1000:] + found.stderr[-2000:]
+    return found.stdout
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("changed", ["{}", '{"updates": 8, "epochs": 3}'], ids=["", "no sample of an update on one"])
+def test_two_processes_make_the_update_of_one(tmp_path, changed):
+    one = finish("none", tmp_path / "one.safetensors", changed)
+    printed = two_processes("alignment.small", "none", str(tmp_path / "two.safetensors"), changed)
+    assert "epoch 3 2" in printed, "the run was not spread over two processes"
     two = load_file(tmp_path / "two.safetensors")
     difference = max((one[name] - two[name]).abs().max().item() for name in one)
     assert difference < 1e-4, difference  # Adam divides by the gradient's size: rounding counts where it is near zero
+
+
+def test_the_command_line_in_two_processes(tmp_path):
+    """The documented command, and a technique whose processes do not report the same numbers (one picture is kept)."""
+    for technique, more in (("ddpo", []), ("raft", ["--set", "samples=2", "--set", "samples_per_prompt=2"])):
+        out = tmp_path / technique
+        two_processes("surveylib.cli", "align", technique, "--scale", "rehearsal", "--out", str(out), *more)
+        assert (out / "done.json").is_file() and (out / "adapter").is_dir()
