@@ -133,11 +133,11 @@ class DDPO(Technique):
 
 DDPO.PRESETS = {
     "full": Preset(
-        DDPOConfig(),
-        Training(epochs=100, samples=256, samples_per_prompt=1, updates=2, lr=3e-4, lora_rank=4, micro_batch=8,
+        DDPOConfig(tracker_size=32),
+        Training(epochs=200, samples=256, samples_per_prompt=1, updates=2, lr=3e-4, lora_rank=4, micro_batch=8,
                  sample_batch=8),
         model="sd1.5", reward="aesthetic",
-        source="arXiv 2305.13301 and kvablack/ddpo-pytorch config/dgx.py (8 GPUs)",
+        source="arXiv 2305.13301 and kvablack/ddpo-pytorch config/dgx.py, aesthetic (8 GPUs; SD1.4 there)",
         cost="256 pictures and 12,800 trained steps an epoch",
     ),
     "single": Preset(

@@ -201,7 +201,7 @@ class FlowGRPO(Technique):
 
 FlowGRPO.PRESETS = {
     "full": Preset(
-        FlowGRPOConfig(guidance=4.5, kl="official"),
+        FlowGRPOConfig(guidance=4.5, kl="official", beta=0.01),
         Training(epochs=1000, samples=1152, samples_per_prompt=24, updates=2, lr=3e-4, lora_rank=32, lora_alpha=64,
                  ema=0.9, ema_every=8, micro_batch=8, sample_batch=8),
         model="sd3.5-medium", reward="pickscore",

@@ -9,7 +9,8 @@ lean adjoint a follows the base chain alone, backwards along a sample of the pre
 
 so that the network regresses a target and no gradient runs through the sampler. Written with the exact Gaussian steps
 of DDIM with eta = 1: for VP that is DDPM's ancestral sampler, for flow models the memoryless SDE; both are memoryless
-at any number of steps. The adjoint is kept in float32. Steps without noise carry the adjoint on and are not trained.
+at any number of steps, VP up to the signal a_T that its first time leaves in x_T. The adjoint is kept in float32. Steps
+without noise carry the adjoint on and are not trained.
 
 Deviations from microsoft/soc-fine-tuning-sd: no masking of outlying losses (an EMA of a quantile there; the engine
 clips the gradient's norm). Chapter: techniques/05_alignment_as_control.
@@ -156,7 +157,9 @@ AdjointMatching.PRESETS = {
         Training(epochs=1000, samples=125, lr=3e-6, betas=(0.9, 0.95), warmup=20, lora_rank=None, micro_batch=5,
                  sample_batch=5),
         model="sd1.5", reward="imagereward",
-        source="arXiv 2409.08861 and microsoft/soc-fine-tuning-sd (batch 5 times 25)", cost="125 pictures an update",
+        source="arXiv 2409.08861 and microsoft/soc-fine-tuning-sd (batch 5 times 25); the number of updates is ours, "
+        "its prompt dropout of 0.2 is left out",
+        cost="125 pictures an update",
     ),
     "single": Preset(
         AdjointMatchingConfig(steps=30),

@@ -8,8 +8,8 @@ predicts, and follow the reward of that:
 with t uniform among steps 30 to 39 of 40 and lambda = 1e-3 (official code). phi stops pushing once the reward is 2.
 Special: one step of gradient at any depth of the window, on the posterior mean instead of a sample. The window is late,
 so colours and texture move and the composition hardly does. No guidance in the rollout.
-Deviations from THUDM/ImageReward: a LoRA adapter at small scales; the pre-training loss, which the paper names and the
-released script leaves out, is not here either. Chapter: techniques/04_following_the_rewards_gradient.
+Deviations from THUDM/ImageReward: a LoRA adapter at small scales; no pre-training loss, as in the
+released script. Chapter: techniques/04_following_the_rewards_gradient.
 """
 
 from __future__ import annotations
