@@ -12,7 +12,7 @@ bit-equal weights on a CPU.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from surveylib.runs.randomness import permutation, seed_of
 from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
 
 SCALE = 2.0**10  # first factor of the summed loss where gradients go through float16
+SHOWN = 16  # pictures of an epoch that are handed on
 SCALE_STEPS = 200  # steps without an overflow after which it doubles
 
 
@@ -41,8 +42,8 @@ class Progress:
     Attributes:
         epoch: epochs done, from 1. metrics: means over the epoch's items and samples, all processes together ("loss",
             "grad_norm", "reward" where there is one, and what the technique reports).
-        prompts: of this process's samples, and pictures (N, 3, H, W) of them, or None.
-        ledger: cost since the start of the run, this process only.
+        prompts: of this process's samples, and pictures (N, 3, H, W) of the first `SHOWN` of them on the CPU, or None.
+        ledger: cost since the start of the run: counts of all processes together, seconds of this one.
         updates: optimiser steps so far.
     """
 
@@ -64,6 +65,7 @@ def align(
     seed: int = 0,
     out: str | Path | None = None,
     processes: Processes | None = None,
+    each: Callable[[Progress], None] | None = None,
 ) -> Iterator[Progress]:
     """Aligns ``model`` in place and yields once an epoch.
 
@@ -74,6 +76,8 @@ def align(
         seed: names all randomness of the run.
         out: folder for checkpoints; None keeps nothing. A run found there is gone on with.
         processes: default: what accelerate or torchrun started.
+        each: called with every epoch's progress before its checkpoint is written, such as a log: what it keeps of a
+            later epoch than the checkpoint's comes again.
 
     Raises (at the first ``next``):
         TechniqueError: model, signal or settings that do not fit. ValueError: samples that do not divide over the
@@ -86,6 +90,8 @@ def align(
             run.load_state_dict(state)
         while run.epoch < training.epochs:
             progress = run.advance()
+            if each is not None:
+                each(progress)
             if folder is not None:
                 folder.save(run.state_dict())
             yield progress
@@ -141,8 +147,15 @@ class Alignment:
             sums = self.learn(batch, draw)
         self.epoch += 1
         self.ledger.wall += time.perf_counter() - began
-        return Progress(self.epoch, metrics | sums, batch.condition.prompts, batch.pictures, self.ledger.copy(),
-                        self.updates)
+        pictures = None if batch.pictures is None else batch.pictures[:SHOWN].detach().cpu()
+        return Progress(self.epoch, metrics | sums, batch.condition.prompts, pictures, self._spent(), self.updates)
+
+    def _spent(self) -> Ledger:
+        """A snapshot of the ledger with the counts of all processes."""
+        spent = self.ledger.copy()
+        counts = {name: value for name, value in spent.state_dict().items() if isinstance(value, int)}
+        spent.load_state_dict({name: round(value) for name, value in self.processes.sum_numbers(counts).items()})
+        return spent
 
     def draw(self) -> Draw:
         """The samples of this process in the present epoch: prompts in passes of shuffled order, groups kept whole."""
@@ -266,8 +279,12 @@ class Alignment:
                 return work()
         except torch.OutOfMemoryError as error:
             value = getattr(self.training, knob)
-            raise AlignmentError(f"out of memory with {knob}={value}: lower {knob} (the update stays the same), or "
-                                 "turn on checkpoint in the technique's settings, or lower the resolution") from error
+            ways = [f"lower {knob} (the update stays the same)"]
+            if hasattr(self.technique.config, "checkpoint"):
+                ways.append("set checkpoint=True (slower)")
+            if self.training.lora_rank is None:
+                ways.append("train an adapter, lora_rank=16")
+            raise AlignmentError(f"out of memory with {knob}={value}: {', or '.join(ways)}") from error
 
     def _not_finite(self, what: str) -> str:
         return (f"{self.technique.name}: the {what} of epoch {self.epoch + 1} is not finite. The last checkpoint "

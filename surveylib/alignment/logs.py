@@ -22,7 +22,7 @@ def row_of(progress: Progress) -> dict[str, Any]:
     ledger = progress.ledger
     cost = {"network_calls": ledger.network_calls, "backward_passes": ledger.backward_passes,
             "decodes": ledger.decodes, "reward_calls": ledger.reward_calls, "seconds": round(ledger.wall, 2)}
-    metrics = {name: round(value, 6) for name, value in progress.metrics.items()}
+    metrics = {name: float(f"{value:.6g}") for name, value in progress.metrics.items()}  # a KL may be 1e-8
     return {"epoch": progress.epoch, "updates": progress.updates, **metrics, **cost}
 
 

@@ -13,6 +13,7 @@ file                    what it holds
 ``pictures/``           sheets of an epoch's first pictures
 ``adapter/``            the LoRA weights at the end, in diffusers' format
 ``pipeline/``           instead of an adapter, where all weights were trained
+``adapter_ema/`` ...    the running average of these weights, where the training keeps one (``ema``)
 ``done.json``           written last: expected and actual cost
 ======================  ==================================================================
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from surveylib.alignment.engine import Progress, align
-from surveylib.alignment.logs import Log, row_of, writes_events
+from surveylib.alignment.logs import Log, read_rows, writes_events
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import setting
 from surveylib.diffusion.lora import lora_layers, save_lora
@@ -38,7 +39,7 @@ from surveylib.runs.scale import current_scale
 from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError
 from surveylib.techniques.registry import preset, technique_class
 
-RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE = "recipe.json", "done.json", "adapter", "pipeline"
+RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE, EMA = "recipe.json", "done.json", "adapter", "pipeline", "ema"
 FORMAT = 1
 
 
@@ -196,28 +197,41 @@ def read_recipe(out: str | Path) -> Recipe:
 def _execute(
     ready: Prepared, out: Path, processes: Processes, every: int, tensorboard: bool | None
 ) -> Iterator[Progress]:
-    chosen, log, last = ready.preset, None, None
+    chosen, log = ready.preset, None
     technique = technique_class(ready.recipe.technique)(chosen.config)
-    steps = align(ready.model, technique, ready.signal, ready.prompts, chosen.training, seed=ready.recipe.seed, out=out,
-                  processes=processes)
-    for progress in steps:
-        if processes.main:
-            log = log or Log(out, progress.epoch - 1, every, tensorboard)
-            log.write(progress)
-        last = progress
-        yield progress
+
+    def write(progress: Progress) -> None:
+        nonlocal log
+        log = log or Log(out, progress.epoch - 1, every, tensorboard)
+        log.write(progress)
+
+    yield from align(ready.model, technique, ready.signal, ready.prompts, chosen.training, seed=ready.recipe.seed,
+                     out=out, processes=processes, each=write if processes.main else None)
     if processes.main:
         if log is not None:
             log.close()
-        finish(ready, out, last)
+        finish(ready, out)
+    processes.wait()
 
 
-def finish(ready: Prepared, out: Path, last: Progress | None) -> None:
-    """Writes the adapter (or the pipeline) and, last, `done.json` with expected and actual cost."""
-    if lora_layers(ready.model.network):
-        save_lora(ready.model, out / ADAPTER)
-    else:
-        ready.model.pipeline.save_pretrained(out / PIPELINE, safe_serialization=True)
-    if last is not None:
-        done = {"expected": ready.preset.cost, "actual": row_of(last), "equivalents": last.ledger.equivalents}
+def finish(ready: Prepared, out: Path) -> None:
+    """Writes the adapter (or the pipeline), its running average where the training keeps one, and, last, `done.json`
+    with expected and actual cost."""
+    name = ADAPTER if lora_layers(ready.model.network) else PIPELINE
+    save(ready.model, out / name)
+    if EMA in ready.model.snapshots:
+        with ready.model.weights(EMA):
+            save(ready.model, out / f"{name}_{EMA}")
+    if rows := read_rows(out):
+        row = rows[-1]
+        done = {"expected": ready.preset.cost, "actual": row,
+                "equivalents": row["network_calls"] + 2 * row["backward_passes"]}
         write_atomically(out / DONE_FILE, json.dumps(done, indent=1) + "\n")
+
+
+def save(model: PipelineModel, folder: Path) -> None:
+    """The adapter, or, where all weights were trained, the pipeline."""
+    if lora_layers(model.network):
+        save_lora(model, folder)
+    else:
+        model.pipeline.save_pretrained(folder, safe_serialization=True)

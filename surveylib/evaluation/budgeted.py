@@ -67,7 +67,7 @@ def train(recipe: Recipe, budget: int, folder: Path, say: Callable[[str], None] 
                 raise TechniqueError(f"an epoch of {recipe.technique} called the network not once: it would never "
                                      f"spend its budget of {budget} calls")
             history.append({"equivalents": progress.ledger.equivalents, "seconds": round(progress.ledger.wall, 2),
-                            **{k: round(progress.metrics[k], 6) for k in KEPT if k in progress.metrics}})
+                            **{k: float(f"{progress.metrics[k]:.6g}") for k in KEPT if k in progress.metrics}})
             write_atomically(folder / HISTORY, json.dumps(history))
             checkpoints.save(run.state_dict())
             say(f"{recipe.technique}: epoch {progress.epoch}, {progress.ledger.equivalents} of {budget} calls")

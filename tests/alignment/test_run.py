@@ -1,14 +1,16 @@
 """Run folders and the command line: what is written, what diffusers loads, what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-from surveylib.alignment import logs
+from surveylib.alignment import engine, logs
 from surveylib.alignment.engine import AlignmentError
 from surveylib.alignment.logs import read_rows
 from surveylib.alignment.run import Recipe, read_recipe, resume, run
@@ -19,6 +21,7 @@ from surveylib.diffusion.lora import load_lora
 from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.tiny import tiny_pipeline
 from surveylib.diffusion.zoo import load_model
+from surveylib.runs.ledger import Ledger
 from surveylib.techniques.contract import TechniqueError
 
 RECIPE = Recipe("ddpo", scale="rehearsal", training={"epochs": 2, "lr": 0.05, "lora_alpha": 8.0})
@@ -40,6 +43,46 @@ def test_what_a_run_leaves(finished):
     assert done["expected"] and done["actual"]["epoch"] == 2
     assert read_recipe(finished) == RECIPE
     assert list(resume(finished)) == []  # nothing left to do
+
+
+def test_a_run_killed_before_its_last_word_gets_it_on_resuming(tmp_path, monkeypatch):
+    """After the log's row and before the checkpoint, and after the last checkpoint and before `done.json`."""
+    save = engine.CheckpointFolder.save
+
+    def killed(folder, state):
+        if state["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(folder, state)
+
+    monkeypatch.setattr(engine.CheckpointFolder, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        list(run(RECIPE, tmp_path))
+    monkeypatch.setattr(engine.CheckpointFolder, "save", save)
+    monkeypatch.setattr("surveylib.alignment.run.finish", lambda *given: None)
+    assert [progress.epoch for progress in resume(tmp_path)] == [2]
+    assert [row["epoch"] for row in read_rows(tmp_path)] == [1, 2] and not (tmp_path / "done.json").exists()
+    monkeypatch.undo()
+    assert list(resume(tmp_path)) == []
+    done = json.loads((tmp_path / "done.json").read_text())
+    assert done["actual"] == read_rows(tmp_path)[-1] and done["equivalents"] > done["actual"]["network_calls"]
+
+
+def test_the_running_average_is_written_too(tmp_path):
+    """With a decay of 1 the average stays where it was taken, after the first update."""
+    out = tmp_path / "x"
+    first = Recipe("ddpo", scale="rehearsal", training={**RECIPE.training, "epochs": 1, "updates": 1})
+    list(run(first, out))
+    list(run(replace(first, training={**first.training, "epochs": 2, "ema": 0.999999}), tmp_path / "y"))
+    folders = (out / "adapter", tmp_path / "y" / "adapter_ema", tmp_path / "y" / "adapter")
+    after_one, average, end = (load_file(folder / "pytorch_lora_weights.safetensors") for folder in folders)
+    assert not (out / "adapter_ema").exists()
+    assert all(torch.allclose(average[name], value, atol=1e-5) for name, value in after_one.items())
+    assert any((end[name] - value).abs().max() > 1e-3 for name, value in average.items())
+
+
+def test_the_log_keeps_small_numbers():
+    progress = engine.Progress(1, {"approx_kl": 5.0254e-8}, [], None, Ledger(), 1)
+    assert logs.row_of(progress)["approx_kl"] == 5.0254e-8
 
 
 def test_the_adapter_draws_the_same_picture_in_plain_diffusers(finished):
