@@ -1,4 +1,4 @@
-# make book | test | lab | class | clean.  Needs Python >= 3.11, make and git.
+# make book | test | lab | class | clean.  Needs Python 3.11 to 3.13, make and git.
 PYTHON ?= python3
 SCALE  ?= toy
 JOBS   ?= 2
@@ -22,7 +22,7 @@ help:
 	@echo "SCALE=toy|rehearsal|single|full chooses the size; toy is the default."
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "needs Python 3.11+: make PYTHON=...")'
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "needs Python 3.11 to 3.13: make PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[book,test]"
 	@touch $(STAMP)

@@ -6,6 +6,8 @@ Imports of heavy packages happen inside the commands, so that `--help` answers a
 from __future__ import annotations
 
 import json
+import os
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,9 +88,10 @@ def sample(
     from surveylib.diffusion.rollout import sample as draw
     from surveylib.diffusion.zoo import load_model
 
+    _check_sample(technique, reward, scale, adapter, strength, out)
     loaded = load_model(model)
     if adapter is not None:
-        load_lora(loaded, adapter / "adapter" if (adapter / "adapter").is_dir() else adapter)
+        load_lora(loaded, _weights_of(adapter))
     texts = [text for text in prompt for _ in range(count)]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), lora_strength(loaded, strength) if adapter is not None else nullcontext():
@@ -102,12 +105,40 @@ def sample(
     console.print(f"{len(pictures)} pictures in {out}")
 
 
+def _check_sample(technique: str | None, reward: str | None, scale: str | None, adapter: Path | None, strength: float,
+                  out: Path) -> None:
+    """Refuses, before a model is loaded, options that would do nothing and a place that cannot be written."""
+    from surveylib.techniques.registry import technique_class
+
+    if technique is None and (given := [f"--{n}" for n, v in (("reward", reward), ("scale", scale)) if v is not None]):
+        raise ValueError(f"{' and '.join(given)} belong to a sampler: name one with --technique, such as best_of_n")
+    if adapter is None and strength != 1.0:
+        raise ValueError(f"--strength {strength:g} is that of an adapter: name one with --adapter")
+    if technique is not None:
+        technique_class(technique)
+    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
+        raise ValueError(f"--out {out}: give a file ending in .png in a folder that exists")
+
+
+def _weights_of(adapter: Path) -> Path:
+    """The folder of LoRA weights that a run folder, or the folder itself, holds."""
+    if (adapter / "adapter").is_dir():
+        return adapter / "adapter"
+    if (adapter / "pipeline").is_dir():
+        raise ValueError(f"{adapter} trained all weights and has no adapter: surveylib sample {adapter / 'pipeline'}")
+    if (adapter / "recipe.json").is_file():
+        raise ValueError(f"{adapter} is not finished, so it has no adapter yet: surveylib resume {adapter}")
+    return adapter
+
+
 def _steered(model: Any, texts: list[str], name: str, reward: str | None, scale: str | None, steps: int | None,
              guidance: float | None, seed: int) -> Any:
     """Pictures of a test-time technique with its preset; says what they cost."""
     from dataclasses import replace
 
+    from surveylib.alignment.run import rehearsed
     from surveylib.rewards.registry import load_reward
+    from surveylib.runs.scale import current_scale
     from surveylib.techniques.contract import Sampler, TechniqueError
     from surveylib.techniques.registry import preset, technique_class
 
@@ -116,7 +147,8 @@ def _steered(model: Any, texts: list[str], name: str, reward: str | None, scale:
         raise TechniqueError(f"{name} trains a model: `surveylib align {name}`, then `sample --adapter`")
     chosen = preset(name, scale)
     changed = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
-    with_reward = load_reward(reward or chosen.reward, model.device)
+    default = rehearsed(chosen).reward if current_scale(scale) == "rehearsal" else chosen.reward
+    with_reward = load_reward(reward or default, model.device)
     drawn = found(replace(chosen.config, **changed)).sample(model, texts, with_reward, seed=seed)
     ledger = drawn.ledger
     console.print(f"{name}: {ledger.network_calls / len(texts):.0f} network calls and "
@@ -247,9 +279,10 @@ def measure(
 
     folder = ROWS if out is None else out
     if stale:
-        techniques = stale_techniques(folder)
+        asked, found = techniques, stale_techniques(folder)
+        techniques = [name for name in found if not asked or name in asked]
         if not techniques:
-            console.print("no row is out of date")
+            console.print("no row is out of date" + (f" of {', '.join(asked)}" if asked else ""))
             return
     measure_command(techniques, seeds, budget, calls, settings, scale, folder, console=console)
 
@@ -304,7 +337,7 @@ def gaussian(
 
 def _is_users(error: Exception) -> bool:
     """Whether an error is one the user can mend (bad words, a model that is not there) and not a fault of ours."""
-    if isinstance(error, (ValueError, TypeError, FileNotFoundError)):
+    if isinstance(error, (ValueError, OSError, ImportError)):
         return True
     from surveylib.alignment.engine import AlignmentError
     from surveylib.diffusion.zoo import ModelUnavailable
@@ -313,13 +346,16 @@ def _is_users(error: Exception) -> bool:
 
 
 def main() -> None:
-    """Entry point: errors a user can mend are printed in one line, without a traceback."""
+    """Entry point: errors a user can mend are printed in one line, without a traceback. Modules in the present folder
+    can be named, as with `python -m`."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     try:
         app()
     except Exception as error:
         if not _is_users(error):
             raise
-        console.print("error:", str(error), markup=False)
+        Console(stderr=True).print("error:", str(error), markup=False)
         raise SystemExit(2) from None
 
 

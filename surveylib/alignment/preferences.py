@@ -8,6 +8,7 @@ name                        what
 ``file.parquet``, ``.jsonl``  records in the library's one schema, such as the annotation widget writes
 ``pickapic_v1`` ...         a public data set (`surveylib.feedback.datasets.CARDS`), its first records, streamed; where
                             likes are wanted, a decided pair gives a liked and a disliked picture
+``hpd_v3:FOLDER`` ...       one that is read from its raw files
 ``own:pickscore`` ...       pictures of the model itself over training prompts, answered by a reward model
 ``tiny-...``                a few pictures of the model itself, labelled by brightness: for rehearsals
 ==========================  =================================================================================
@@ -75,12 +76,13 @@ def load_preferences(
         if not Path(name).is_file():
             raise FileNotFoundError(f"no preference records at {name}")
         return from_records(read_records(name), kind, size=size)
-    key = ALIASES.get(name, name)
+    key, _, place = name.partition(":")
+    key = ALIASES.get(key, key)
     if key not in CARDS:
         raise TechniqueError(f"unknown preference data {name!r}: shapes-small, a file ending in "
                              f"{' or '.join(SUFFIXES)}, own:<reward>, or one of "
                              f"{', '.join(k for k, c in CARDS.items() if c.module)}")
-    records = islice(load(key), most)
+    records = islice(load(key, *([place] if place else [])), most)
     if kind == "binary" and "binary" not in CARDS[key].kinds:
         records = liked_and_disliked(records)
     return from_records(records, kind, size=size, on_error="skip")

@@ -7,6 +7,7 @@
 file                    what it holds
 ======================  ==================================================================
 ``recipe.json``         technique, scale, model, signal, prompts, changed settings, seed
+``prompts.txt``         a copy of the prompts file, where one was given; a resumed run reads this copy
 ``identity.json``       what a resumed run must share; written by the engine
 ``checkpoint/``         the last epoch: weights, optimiser, averages, trackers, ledger
 ``metrics.jsonl``       one line an epoch; ``tensorboard/`` the same, where that package is installed
@@ -22,10 +23,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from surveylib.alignment.checkpoints import IDENTITY_FILE
+from surveylib.alignment.checks import check_settings
 from surveylib.alignment.engine import Progress, align
 from surveylib.alignment.logs import Log, read_rows, writes_events
 from surveylib.alignment.processes import Processes
@@ -40,6 +43,7 @@ from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueErro
 from surveylib.techniques.registry import preset, technique_class
 
 RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE, EMA = "recipe.json", "done.json", "adapter", "pipeline", "ema"
+PROMPTS_FILE = "prompts.txt"
 FORMAT = 1
 
 
@@ -79,6 +83,7 @@ class Recipe:
                 if key not in known:
                     raise TechniqueError(f"{self.technique} has no {name} field {key!r}; there are "
                                          f"{', '.join(sorted(known))}")
+            check_settings(type(target), given, f"{self.technique}: {name}")
         return base.override(_tuples(self.config), **_tuples(self.training))
 
 
@@ -106,9 +111,14 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
-    """Loads model, signal and prompts of a recipe."""
+    """Loads prompts, model and signal of a recipe.
+
+    Raises:
+        ValueError: a prompts file that cannot be used, an unknown name.
+    """
     chosen = recipe.preset()
     place = setting(recipe.scale)
+    prompts = place.train_prompts if recipe.prompts is None else read_prompts(recipe.prompts)
     device = processes.device if processes is not None and processes.count > 1 else None
     tiny = rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
     model = load_model(recipe.model or tiny.model, device)
@@ -116,11 +126,6 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     needs = set(technique_class(recipe.technique).needs)
     offline = "reward" not in needs and bool({"pairs", "rankings", "binary"} & needs)
     kinds = {"pairs", "rankings", "binary"} & needs
-    if recipe.prompts is None:
-        prompts = place.train_prompts
-    else:
-        lines = Path(recipe.prompts).read_text(encoding="utf-8").splitlines()
-        prompts = [line.strip() for line in lines if line.strip()]
     signal = _preferences(name, sorted(kinds)[0], model, prompts) if offline else load_reward(name, model.device)
     return Prepared(recipe, chosen, model, signal, prompts)
 
@@ -155,14 +160,46 @@ def run(
     """
     writes_events(tensorboard)
     out, processes = Path(out), Processes()
-    file = out / RECIPE_FILE
+    file, kept = out / RECIPE_FILE, out / PROMPTS_FILE
     text = json.dumps({"format": FORMAT, **asdict(recipe)}, indent=1) + "\n"
-    if file.exists() and read_recipe(out) != Recipe(**{k: v for k, v in json.loads(text).items() if k != "format"}):
-        raise ValueError(f"{out} holds a run of another recipe ({file}); choose another folder, or delete this one")
-    ready = prepare(recipe, processes)
-    if processes.main and not file.exists():
+    begun = file.exists()
+    if begun:
+        _check_same(read_recipe(out), Recipe(**{k: v for k, v in json.loads(text).items() if k != "format"}), out)
+    ready = prepare(replace(recipe, prompts=str(kept)) if kept.exists() else recipe, processes)
+    if processes.main and not begun:
+        if recipe.prompts is not None:
+            write_atomically(kept, "\n".join(ready.prompts) + "\n")
         write_atomically(file, text)
-    yield from _execute(ready, out, processes, pictures_every, tensorboard)
+    try:
+        yield from _execute(ready, out, processes, pictures_every, tensorboard)
+    except ValueError:  # refused before its first epoch: the folder is free for another try
+        if processes.main and not begun and not (out / IDENTITY_FILE).exists():
+            file.unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
+        raise
+
+
+def _check_same(found: Recipe, asked: Recipe, out: Path) -> None:
+    """Refuses to go on with another recipe in a run's folder, and names what differs."""
+    if different := [f.name for f in fields(Recipe) if getattr(found, f.name) != getattr(asked, f.name)]:
+        said = ", ".join(f"{n} is {getattr(found, n)!r} there and {getattr(asked, n)!r} here" for n in different)
+        raise ValueError(f"{out} holds a run of another recipe: {said}. Choose another folder, or delete this one")
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts of a text file in UTF-8, one a line; empty lines are passed over.
+
+    Raises:
+        ValueError: no such file, a folder, another encoding, no prompt in it; names the file.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts file {path}: {error}. It is a text file in UTF-8 with one prompt a line") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"prompts file {path} holds no prompt: write one a line")
+    return prompts
 
 
 def resume(out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None) -> Iterator[Progress]:

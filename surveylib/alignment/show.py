@@ -15,7 +15,9 @@ from rich.table import Table
 
 from surveylib.alignment import engine
 from surveylib.alignment.logs import NO_TENSORBOARD, writes_events
+from surveylib.alignment.processes import Processes
 from surveylib.alignment.run import ADAPTER, PIPELINE, Recipe
+from surveylib.runs.scale import current_scale
 from surveylib.techniques.contract import TechniqueError, Training
 from surveylib.techniques.registry import technique_class
 
@@ -49,10 +51,19 @@ def parse_settings(technique: str, sets: list[str]) -> tuple[dict[str, Any], dic
 def show(
     steps: Iterator[engine.Progress], recipe: Recipe, out: Path, console: Console, tensorboard: bool | None = None
 ) -> None:
-    """Consumes a run and shows it live. tensorboard: as the run was told; None says at the end where it is missing."""
+    """Consumes a run and shows it live; of several processes the first alone does. tensorboard: as the run was told;
+    None says at the end where it is missing."""
+    if not Processes().main:
+        for _ in steps:
+            pass
+        return
     chosen = recipe.preset()
-    console.print(f"{recipe.technique} at {recipe.scale}: {chosen.training.epochs} epochs of "
-                  f"{chosen.training.samples} samples. Expected: {chosen.cost}. Constants: {chosen.source}.")
+    training = chosen.training
+    as_is = not recipe.config and not recipe.training and current_scale(recipe.scale) != "rehearsal"
+    expected = chosen.cost if as_is else (f"{training.epochs * training.samples:,} samples and "
+                                          f"{training.epochs * training.passes * training.updates:,} updates in all")
+    console.print(f"{recipe.technique} at {recipe.scale}: {training.epochs} epochs of {training.samples} samples. "
+                  f"Expected: {expected}. Constants: {chosen.source}.")
     bar = Progress(TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     task = bar.add_task("epochs", total=chosen.training.epochs)
     kept: list[engine.Progress] = []
@@ -61,6 +72,8 @@ def show(
             kept = [*kept, progress][-ROWS:]
             bar.update(task, completed=progress.epoch)
             live.update(Group(_table(kept), bar))
+    if not console.is_terminal:
+        console.print()  # where nothing is drawn over, the bar's line is left open
     if not kept:
         console.print("nothing left to do: the run is finished")
     else:

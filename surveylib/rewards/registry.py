@@ -1,7 +1,13 @@
-"""Rewards by name. A name stands for "module:factory"; the module is imported when the reward is asked for."""
+"""Rewards by name. A name stands for "module:factory"; the module is imported when the reward is asked for.
+
+    load_reward("brightness")                      # one of the library's
+    load_reward("aesthetic:head=weights/head.pth") # with options, key=value, divided by commas
+    load_reward("my_rewards:Contrast")             # one's own: module:callable, where Python finds the module
+"""
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -58,15 +64,22 @@ def load_reward(name: str, device: torch.device | str | None = None, **options: 
     """The reward of a name.
 
     Args:
-        name: one of `reward_names()`, or "tiny-" and the name of a pretrained one: random weights, for rehearsals.
+        name: one of `reward_names()`, also with options; "module:callable" of one's own; or "tiny-" and the name of a
+            pretrained one: random weights, for rehearsals.
         device: where its model computes; None leaves it where its loader puts it.
         options: passed to the reward, for example `path` of a pretrained model.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        ValueError: an unknown name; the message lists the known ones. A module or callable of one's own that is not
+        there, or that makes no `Reward`.
         FileNotFoundError, ImportError: weights or an optional package are missing; the message says how to get them.
     """
-    if name in _FACTORIES:
+    if with_options := re.fullmatch(r"(.+?):(\w+=.*)", name):
+        name, given = with_options.groups()
+        options = {**dict(part.split("=", 1) for part in given.split(",") if "=" in part), **options}
+    if ":" in name:
+        reward = _own(name, options)
+    elif name in _FACTORIES:
         module, attribute = _FACTORIES[name].split(":")
         reward = getattr(import_module(module), attribute)(**options)
     elif name.startswith("tiny-"):
@@ -76,3 +89,20 @@ def load_reward(name: str, device: torch.device | str | None = None, **options: 
     else:
         raise ValueError(f"unknown reward {name!r}; known are: {', '.join(reward_names())}")
     return reward if device is None else reward.to(device)
+
+
+def _own(name: str, options: dict[str, Any]) -> Reward:
+    """A reward from "module:callable" outside the library."""
+    module, attribute = name.split(":", 1)
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"reward {name!r}: {error}. Write module:callable, with the module in the present folder or "
+                         "on PYTHONPATH") from error
+    if not callable(found):
+        raise ValueError(f"reward {name!r}: {attribute} is a {type(found).__name__} and not callable")
+    reward = found if isinstance(found, Reward) else found(**options)
+    if not isinstance(reward, Reward):
+        raise ValueError(f"reward {name!r} made a {type(reward).__name__}, not a Reward; wrap a function in "
+                         "surveylib.rewards.contract.FunctionReward")
+    return reward

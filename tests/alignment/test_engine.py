@@ -181,7 +181,7 @@ def test_the_command_line_refuses_sharded_training_in_one_line(monkeypatch, caps
     monkeypatch.setattr("sys.argv", ["surveylib", "align", "ddpo", "--scale", "rehearsal", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    assert stopped.value.code == 2 and "error: FSDP is not supported" in capsys.readouterr().out
+    assert stopped.value.code == 2 and "error: FSDP is not supported" in capsys.readouterr().err
 
 
 def test_full_weights_keep_a_reference():

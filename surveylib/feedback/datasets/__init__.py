@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any
 
 from surveylib.feedback.datasets.cards import CARDS, DataSetCard
@@ -18,6 +19,7 @@ def load(key: str, *args: Any, **options: Any) -> RecordStream:
 
     Raises:
         ValueError: an unknown key (lists those with a loader), or a data set that has none (says why).
+        FileNotFoundError: no folder for a set that is read from raw files; says where they are.
     """
     with_loader = sorted(k for k, card in CARDS.items() if card.module)
     if key not in CARDS:
@@ -25,4 +27,9 @@ def load(key: str, *args: Any, **options: Any) -> RecordStream:
     card = CARDS[key]
     if card.module is None:
         raise ValueError(f"{card.name} has no loader: {card.note} With a loader: {', '.join(with_loader)}")
-    return import_module(card.module).load(*args, **{**card.options, **options})
+    loader = import_module(card.module)
+    needs_place = signature(loader.load).parameters["path_or_hub"].default is Parameter.empty
+    if needs_place and not args and "path_or_hub" not in options:
+        raise FileNotFoundError(f"{card.name} is read from its raw files ({card.hub}): download them and give their "
+                                f"folder, as {key}:FOLDER where a name is asked for. {card.note}".strip())
+    return loader.load(*args, **{**card.options, **options})
