@@ -24,11 +24,11 @@ from pathlib import Path
 from torch import Tensor
 
 from surveylib.diffusion.model import DiffusionModel
-from surveylib.feedback.datasets import CARDS, load
+from surveylib.feedback.datasets import CARDS, from_files, load
 from surveylib.feedback.record import Record
 from surveylib.feedback.records import read_records
 from surveylib.rewards.contract import Reward
-from surveylib.rewards.registry import load_reward
+from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.techniques.contract import TechniqueError
 from surveylib.techniques.preference.data import RecordedPreferences, from_records, sampled
 from surveylib.worlds.shapes import preferences as shapes
@@ -73,19 +73,48 @@ def load_preferences(
         records = [record for record in read_records(SMALL) if record.kind in ("pair", "ranking", "binary")]
         return from_records(records, kind, size=size)
     if name.endswith(SUFFIXES):
+        check_preferences(name)
+        return from_records(read_records(name), kind, size=size)
+    key, place = public(name)
+    records = islice(load(key, *place), most)
+    if kind == "binary" and "binary" not in CARDS[key].kinds:
+        records = liked_and_disliked(records)
+    return from_records(records, kind, size=size, on_error="skip")
+
+
+def check_preferences(name: str) -> None:
+    """Refuses a name that `load_preferences` cannot load, as far as that can be told without a model or the network.
+
+    Raises:
+        TechniqueError: an unknown name. ValueError: "own:..." of a reward that is none. FileNotFoundError: no such file
+        or folder; says what to download.
+    """
+    if name.startswith("tiny-") or name in ("shapes-own", "shapes-small"):
+        return
+    if name.startswith(OWN):
+        check_reward(name.removeprefix(OWN))
+    elif name.endswith(SUFFIXES):
         if not Path(name).is_file():
             raise FileNotFoundError(f"no preference records at {name}")
-        return from_records(read_records(name), kind, size=size)
+    else:
+        key, place = public(name)
+        if from_files(key):
+            load(key, *place)
+
+
+def public(name: str) -> tuple[str, tuple[str, ...]]:
+    """A public data set's "key" or "key:FOLDER" as (key, () or (FOLDER,)).
+
+    Raises:
+        TechniqueError: an unknown name; lists the known ones. ValueError: a set without a loader.
+    """
     key, _, place = name.partition(":")
     key = ALIASES.get(key, key)
     if key not in CARDS:
         raise TechniqueError(f"unknown preference data {name!r}: shapes-small, a file ending in "
                              f"{' or '.join(SUFFIXES)}, own:<reward>, or one of "
                              f"{', '.join(k for k, c in CARDS.items() if c.module)}")
-    records = islice(load(key, *([place] if place else [])), most)
-    if kind == "binary" and "binary" not in CARDS[key].kinds:
-        records = liked_and_disliked(records)
-    return from_records(records, kind, size=size, on_error="skip")
+    return key, (place,) if place else ()
 
 
 def liked_and_disliked(records: Iterable[Record]) -> Iterator[Record]:

@@ -7,8 +7,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -60,6 +64,15 @@ def register_reward(name: str, factory: str) -> None:
     _FACTORIES[name] = factory
 
 
+def check_reward(name: str, **options: Any) -> None:
+    """Refuses a name that `load_reward` cannot load, or options that its reward does not take. Loads no weights.
+
+    Raises:
+        ValueError: as `load_reward`.
+    """
+    _maker(name, options)
+
+
 def load_reward(name: str, device: torch.device | str | None = None, **options: Any) -> Reward:
     """The reward of a name.
 
@@ -67,32 +80,76 @@ def load_reward(name: str, device: torch.device | str | None = None, **options: 
         name: one of `reward_names()`, also with options; "module:callable" of one's own; or "tiny-" and the name of a
             pretrained one: random weights, for rehearsals.
         device: where its model computes; None leaves it where its loader puts it.
-        options: passed to the reward, for example `path` of a pretrained model.
+        options: passed to the reward, for example `path` of a pretrained model; they go before those of the name.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones. A module or callable of one's own that is not
-        there, or that makes no `Reward`.
+        ValueError: an unknown name; the message lists the known ones. Options that are not key=value, or that the
+        reward does not take. A module or callable of one's own that is not there, or that makes no `Reward`.
         FileNotFoundError, ImportError: weights or an optional package are missing; the message says how to get them.
     """
-    if with_options := re.fullmatch(r"(.+?):(\w+=.*)", name):
-        name, given = with_options.groups()
-        options = {**dict(part.split("=", 1) for part in given.split(",") if "=" in part), **options}
-    if ":" in name:
-        reward = _own(name, options)
-    elif name in _FACTORIES:
-        module, attribute = _FACTORIES[name].split(":")
-        reward = getattr(import_module(module), attribute)(**options)
-    elif name.startswith("tiny-"):
-        reward = import_module(f"{_HOME}.pretrained.tiny").tiny_reward(name.removeprefix("tiny-"), **options)
-    elif name in _shipped():
-        reward = import_module(f"{_HOME}.learned.store").load_learned(name, **options)
-    else:
-        raise ValueError(f"unknown reward {name!r}; known are: {', '.join(reward_names())}")
+    reward = _maker(name, options)()
+    if not isinstance(reward, Reward):
+        raise ValueError(f"reward {name!r} made a {type(reward).__name__}, not a Reward; wrap a function in "
+                         "surveylib.rewards.contract.FunctionReward")
     return reward if device is None else reward.to(device)
 
 
-def _own(name: str, options: dict[str, Any]) -> Reward:
-    """A reward from "module:callable" outside the library."""
+def split_options(name: str) -> tuple[str, dict[str, Any]]:
+    """"name:key=value,key=value" as (name, options); a value is a Python literal or, where it is none, a text.
+
+    Raises:
+        ValueError: a part without "=".
+    """
+    if not (found := re.fullmatch(r"(.+?):(\w+=.*)", name)):
+        return name, {}
+    options = {}
+    for part in found[2].split(","):
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise ValueError(f"reward {name!r}: {part!r} is no option; write {found[1]}:key=value,key=value")
+        options[key.strip()] = literal(text)
+    return found[1], options
+
+
+def literal(text: str) -> Any:
+    """A Python literal, such as 3, 1e-4, True or (0.9, 0.99), or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError):
+        return text
+
+
+def _maker(name: str, options: dict[str, Any]) -> Callable[[], Any]:
+    """What makes the reward of a name, its options checked and bound."""
+    base, own = split_options(name)
+    options = {**own, **options}
+    if ":" in base:
+        make = _own(base)
+    elif base in _FACTORIES:
+        module, attribute = _FACTORIES[base].split(":")
+        make = getattr(import_module(module), attribute)
+    elif base.startswith("tiny-"):
+        tiny = import_module(f"{_HOME}.pretrained.tiny")
+        make, options = tiny.tiny_reward, {"name": tiny.known(base.removeprefix("tiny-")), **options}
+    elif base in _shipped():
+        make = import_module(f"{_HOME}.learned.store").load_learned
+        options = {"folder": base, **options}
+    else:
+        raise ValueError(f"unknown reward {name!r}; known are: {', '.join(reward_names())}")
+    if isinstance(make, Reward):
+        if options:
+            raise ValueError(f"reward {name!r} is a ready object and takes no options")
+        return lambda: make
+    try:
+        signature(make).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"reward {name!r}: {error}. It is called with options, here {options}, out of "
+                         f"{', '.join(signature(make).parameters) or 'none'}, and makes a Reward") from error
+    return partial(make, **options)
+
+
+def _own(name: str) -> Any:
+    """The callable, or the reward, "module:attribute" outside the library."""
     module, attribute = name.split(":", 1)
     try:
         found = getattr(import_module(module), attribute)
@@ -101,8 +158,4 @@ def _own(name: str, options: dict[str, Any]) -> Reward:
                          "on PYTHONPATH") from error
     if not callable(found):
         raise ValueError(f"reward {name!r}: {attribute} is a {type(found).__name__} and not callable")
-    reward = found if isinstance(found, Reward) else found(**options)
-    if not isinstance(reward, Reward):
-        raise ValueError(f"reward {name!r} made a {type(reward).__name__}, not a Reward; wrap a function in "
-                         "surveylib.rewards.contract.FunctionReward")
-    return reward
+    return found

@@ -318,3 +318,20 @@ def test_cards_claim_nothing_unread():
         datasets.load("mhp")
     with pytest.raises(ValueError, match="unknown data set 'laion'; with a loader: hpd_v1"):
         datasets.load("laion")
+
+
+def test_a_folder_by_name(monkeypatch):
+    """It goes before the hub's id; without one, raw files are looked for in a folder of the key's name."""
+    found = []
+    for module in (pickapic, hpd):
+        monkeypatch.setattr(module, "load", lambda path_or_hub, version=None: found.append((path_or_hub, version)))
+    datasets.load("pickapic_v2", "my_folder")
+    datasets.load("hpd_v3")
+    assert found == [("my_folder", None), ("hpd_v3", "v3")]
+
+
+@pytest.mark.parametrize("key", [key for key, card in CARDS.items() if card.module and datasets.from_files(key)])
+def test_raw_files_that_are_not_there(key, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"was not found(.|\n)*Looked for: {key}/(.|\n)*{key}:FOLDER"):
+        datasets.load(key)

@@ -116,17 +116,26 @@ TINY: dict[str, Callable[[], Reward]] = {
 }
 
 
-def tiny_reward(name: str, seed: int = 0) -> Reward:
-    """A tiny random-weight reward model; the same weights for the same seed.
+def known(name: str) -> str:
+    """The name itself.
 
     Raises:
         ValueError: an unknown name; the message lists the known ones.
     """
     if name not in TINY:
         raise ValueError(f"no tiny reward model {name!r}; there are: {', '.join(TINY)}")
+    return name
+
+
+def tiny_reward(name: str, seed: int = 0) -> Reward:
+    """A tiny random-weight reward model; the same weights for the same seed.
+
+    Raises:
+        ValueError: an unknown name; the message lists the known ones.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reward = TINY[name]()
+        reward = TINY[known(name)]()
         for module in (value for value in vars(reward).values() if isinstance(value, nn.Module)):
             for parameter in module.parameters():
                 if parameter.ndim > 1:
