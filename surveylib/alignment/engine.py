@@ -30,6 +30,7 @@ from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import permutation, seed_of
 from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
 
+HALF = (torch.float16, torch.bfloat16)
 SCALE = 2.0**10  # first factor of the summed loss where gradients go through float16
 SHOWN = 16  # pictures of an epoch that are handed on
 SCALE_STEPS = 200  # steps without an overflow after which it doubles
@@ -41,7 +42,8 @@ class Progress:
 
     Attributes:
         epoch: epochs done, from 1. metrics: means over the epoch's items and samples, all processes together ("loss",
-            "grad_norm", "reward" where there is one, and what the technique reports).
+            "grad_norm", "reward" where there is one, and what the technique reports; in float16 "skipped_steps", the
+            share of optimiser steps that an overflow cost, each with a "grad_norm" of 0).
         prompts: of this process's samples, and pictures (N, 3, H, W) of the first `SHOWN` of them on the CPU, or None.
         ledger: cost since the start of the run: counts of all processes together, seconds of this one.
         updates: optimiser steps so far.
@@ -123,6 +125,7 @@ class Alignment:
         # Small gradients vanish in float16: the loss is scaled up before them (arXiv 1710.03740, section 3.2).
         self.scaler = torch.amp.GradScaler(model.device.type, init_scale=SCALE, growth_interval=SCALE_STEPS,
                                            enabled=torch.float16 in (model.dtype, self.reduced))
+        self.scaler.scale(torch.zeros((), device=model.device))  # made here: a process may hold no sample of an update
         self.ledger = Ledger()
         self.epoch = self.updates = 0
 
@@ -315,14 +318,18 @@ class Alignment:
 
 
 def prepare_weights(model: DiffusionModel, training: Training, seed: int) -> None:
-    """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network, in
-    float32 (AdamW's eps is zero in float16), with a copy of it as the reference."""
+    """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network with a
+    copy of it as the reference. What came in half precision is trained in float32: AdamW's eps is zero in float16."""
     if training.lora_rank is not None:
         if not lora_layers(model.network):
             add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets, seed)
+        for p in model.trainable_parameters():
+            p.data = p.data.float() if p.dtype in HALF else p.data
         return
     if lora_layers(model.network):
         raise TechniqueError("lora_rank=None trains all weights, but the network has an adapter; load the model anew")
-    model.network.float().requires_grad_(True)
+    if model.dtype in HALF:
+        model.network.float()
+    model.network.requires_grad_(True)
     if "reference" not in model.snapshots:
         model.snapshot("reference")

@@ -7,11 +7,14 @@ import pytest
 import torch
 from alignment.small import PROMPTS, TRAINING, brightness, small_run, weights_after
 
+from surveylib.alignment import engine
 from surveylib.alignment.engine import Alignment, AlignmentError, align
 from surveylib.alignment.processes import Processes
 from surveylib.cli import main
+from surveylib.diffusion.lora import add_lora
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
+from surveylib.runs.checkpoint import load_checkpoint, save_checkpoint
 from surveylib.runs.ledger import Ledger
 from surveylib.techniques.contract import Draw, TechniqueError, Training
 from surveylib.techniques.policy_gradient.ddpo import DDPO, DDPOConfig
@@ -235,6 +238,45 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale():
     again = in_half(epochs=2)
     again.load_state_dict(run.state_dict())
     assert again.scaler.get_scale() == 2.0**59
+
+
+def test_a_process_without_a_sample_of_the_first_update_takes_the_step_too():
+    run = in_half()
+    draw = run.draw()
+    batch = run.technique.collect(run.model, draw, run.signal)
+    found = run._update(batch, draw, torch.tensor([99]), 0)
+    assert found == {"loss": 0.0, "grad_norm": 0.0, "skipped_steps": 0.0}
+
+
+def test_in_float16_a_run_resumes_exactly_with_its_scale(tmp_path, monkeypatch):
+    """The scale doubles after three steps: in the second epoch, counted on from the first."""
+    monkeypatch.setattr(engine, "SCALE_STEPS", 3)
+    straight, killed, resumed = (in_half(epochs=2, updates=2) for _ in range(3))
+    for _ in range(2):
+        straight.advance()
+    killed.advance()
+    save_checkpoint(tmp_path / "c", killed.state_dict())
+    resumed.load_state_dict(load_checkpoint(tmp_path / "c"))
+    resumed.advance()
+    assert straight.scaler.state_dict() == resumed.scaler.state_dict()
+    assert straight.scaler.get_scale() == 2 * engine.SCALE
+    ends = ({n: p.detach() for n, p in run.model.named_trainable_parameters().items()} for run in (straight, resumed))
+    assert largest(*ends) == 0
+
+
+def test_an_adapter_that_came_in_half_precision_is_trained_in_float32():
+    model = load_model("tiny-sd", dtype=torch.float16)
+    add_lora(model, 2)
+    model.network.half()
+    run = Alignment(model, DDPO(CONFIG), brightness(), PROMPTS, TRAINING, 3, Processes())
+    assert model.dtype == torch.float16 and {p.dtype for p in run.parameters} == {torch.float32}
+    run.advance()
+    assert all(p.isfinite().all() for p in run.parameters)
+
+
+def test_all_weights_of_a_float64_model_stay_in_float64():
+    run = in_half(lora_rank=None, dtype=torch.float64)
+    assert run.model.dtype == torch.float64 and run.reduced is None and not run.scaler.is_enabled()
 
 
 def test_all_weights_of_a_half_precision_model_are_trained_in_float32():
