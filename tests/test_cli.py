@@ -60,4 +60,4 @@ def test_judge_prints_all_categories(tmp_path):
 def test_a_mistake_is_one_line_that_names_what_exists(words, names):
     done = run(*words)
     assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
-    assert all(name in " ".join(done.stdout.split()) for name in names)
+    assert all(name in " ".join(done.stderr.split()) for name in names) and not done.stdout
