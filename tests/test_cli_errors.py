@@ -45,7 +45,8 @@ def no_model(monkeypatch):
     def load_model(*given, **options):
         raise AssertionError("a model was loaded before the options were checked")
 
-    monkeypatch.setattr("surveylib.diffusion.zoo.load_model", load_model)
+    for place in ("diffusion.zoo", "alignment.run"):
+        monkeypatch.setattr(f"surveylib.{place}.load_model", load_model)
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -80,10 +81,10 @@ def test_prompts_that_cannot_be_used(monkeypatch, capsys, tmp_path, no_model, co
 
 @pytest.mark.parametrize("key", [
     "hpd_v1", "hpd_v2", "hpd_v3", "imagerewarddb", "richhf18k", "simulacra", "visionprefer"])
-def test_data_that_must_be_downloaded(monkeypatch, capsys, tmp_path, key):
+def test_data_that_must_be_downloaded(monkeypatch, capsys, tmp_path, no_model, key):
     start = ["align", "diffusion_dpo", "--scale", "rehearsal", "--out", tmp_path, "--reward"]
     said = refused(monkeypatch, capsys, *start, key)
-    assert "read from its raw files" in said and f"{key}:FOLDER" in said
+    assert "was not found" in said and f"Looked for: {key}/" in said and f"{key}:FOLDER" in said
     said = refused(monkeypatch, capsys, *start, f"{key}:{tmp_path / 'gone'}")
     assert "gone" in said  # the loader's own error
 

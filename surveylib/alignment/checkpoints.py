@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from surveylib.alignment.processes import Processes
-from surveylib.runs.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from surveylib.runs.checkpoint import STATE_FILE, load_checkpoint, save_checkpoint, write_atomically
 
 FORMAT = 1  # of the checkpoint's content; raise it when older checkpoints can no longer be read
 IDENTITY_FILE, CHECKPOINT, LOCK = "identity.json", "checkpoint", ".lock"
@@ -53,8 +53,10 @@ class CheckpointFolder:
             return
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{file} is damaged; delete the folder to start anew") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file} is damaged: it holds no names with values; delete the folder to start anew")
         different = [key for key in self.identity if found.get(key) != json.loads(json.dumps(self.identity[key]))]
         if different:
             key = different[0]
@@ -62,8 +64,19 @@ class CheckpointFolder:
                              f"{str(self.identity[key])[:120]}. Choose another folder, or delete this one")
 
     def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None."""
-        return load_checkpoint(self.path / CHECKPOINT)
+        """The last checkpoint, or None.
+
+        Raises:
+            ValueError: a file of it is missing or damaged; the message names it.
+        """
+        folder = self.path / CHECKPOINT
+        try:
+            state = load_checkpoint(folder)
+        except (KeyError, TypeError) as error:  # JSON of another shape, or of other tensors
+            raise ValueError(f"{folder / STATE_FILE} is damaged ({error!r}); delete {folder} to start anew") from error
+        if state is not None and not isinstance(state, dict):
+            raise ValueError(f"{folder / STATE_FILE} is damaged: it holds no state; delete {folder} to start anew")
+        return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint; the one before stays until this one is whole."""

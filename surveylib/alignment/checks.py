@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from surveylib.techniques.contract import TechniqueError
@@ -15,6 +16,12 @@ from surveylib.techniques.contract import TechniqueError
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip_norm": (lambda v: v > 0, "a number > 0"),
     "clip_advantage": (lambda v: v is None or v > 0, "a number > 0"),
+    "lr": (lambda v: 0 <= v < inf, "a number >= 0"),
+    "weight_decay": (lambda v: 0 <= v < inf, "a number >= 0"),
+    "eps": (lambda v: 0 < v < inf, "a number > 0"),
+    "lora_rank": (lambda v: v is None or v >= 1, "1 or more, or None to train all weights"),
+    "lora_alpha": (lambda v: v is None or 0 < v < inf, "a number > 0, or None"),
+    "steps": (lambda v: v >= 1, "1 or more"),
     "warmup": (lambda v: v >= 0, "0 or more updates"),
     "ema": (lambda v: v is None or 0 <= v < 1, "a decay in [0, 1)"),
     "betas": (lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
@@ -49,6 +56,8 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, one) for one in inner)
     if origin is Literal:
         return value in inner
+    if origin is Mapping:
+        return isinstance(value, Mapping)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             return False
@@ -69,6 +78,8 @@ def words(hint: Any) -> str:
         return " or ".join(map(words, inner))
     if origin is Literal:
         return " or ".join(map(repr, inner))
+    if origin is Mapping:
+        return "names with values"
     if origin is tuple:
         return f"a tuple of {words(inner[0])}" if inner[-1:] == (Ellipsis,) else f"{len(inner)} of {words(inner[0])}"
     return {int: "a whole number", float: "a number", bool: "True or False", str: "a text",

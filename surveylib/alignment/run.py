@@ -22,6 +22,7 @@ file                    what it holds
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -30,13 +31,15 @@ from typing import Any
 from surveylib.alignment.checkpoints import IDENTITY_FILE
 from surveylib.alignment.checks import check_settings
 from surveylib.alignment.engine import Progress, align
-from surveylib.alignment.logs import Log, read_rows, writes_events
+from surveylib.alignment.expected import expected, recorded_kind
+from surveylib.alignment.logs import METRICS_FILE, Log, read_rows, writes_events
+from surveylib.alignment.preferences import OWN, check_preferences, load_preferences
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import setting
 from surveylib.diffusion.lora import lora_layers, save_lora
 from surveylib.diffusion.pipelines import PipelineModel
 from surveylib.diffusion.zoo import load_model
-from surveylib.rewards.registry import load_reward
+from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.checkpoint import write_atomically
 from surveylib.runs.scale import current_scale
 from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError
@@ -68,12 +71,14 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def preset(self) -> Preset:
-        """The preset with the changes.
+        """The preset with the changes. Its cost is what the preset says where nothing was changed, else computed.
 
         Raises:
-            TechniqueError: a sampler, which has nothing to train, or a field that does not exist.
+            TechniqueError: a sampler, which has nothing to train, a field that does not exist, or a value that it does
+            not take.
         """
-        if issubclass(technique_class(self.technique), Sampler):
+        found = technique_class(self.technique)
+        if issubclass(found, Sampler):
             raise TechniqueError(f"{self.technique} changes how a model is sampled and trains nothing: "
                                  f"use `surveylib sample --technique {self.technique}`")
         base = preset(self.technique, self.scale)
@@ -84,7 +89,11 @@ class Recipe:
                     raise TechniqueError(f"{self.technique} has no {name} field {key!r}; there are "
                                          f"{', '.join(sorted(known))}")
             check_settings(type(target), given, f"{self.technique}: {name}")
-        return base.override(_tuples(self.config), **_tuples(self.training))
+        changed = base.override(_tuples(self.config), **_tuples(self.training))
+        as_is = changed == base and self.model is None and self.signal is None
+        if as_is and current_scale(self.scale) != "rehearsal" and not base.cost.startswith("not measured"):
+            return changed
+        return replace(changed, cost=str(expected(found, changed, self.model)))
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,39 +110,30 @@ class Prepared:
     signal: Signal
     prompts: list[str]
 
-    @property
-    def stored_bytes(self) -> int:
-        """Upper bound of the memory for stored trajectories: samples x (steps + 1) latents in float32."""
-        size = 4
-        for n in self.model.latent_shape:
-            size *= n
-        return size * self.preset.training.samples * (getattr(self.preset.config, "steps", 0) + 1)
-
 
 def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
-    """Loads prompts, model and signal of a recipe.
+    """Loads prompts, model and signal of a recipe; what can be told without a model is checked before one is loaded.
 
     Raises:
-        ValueError: a prompts file that cannot be used, an unknown name.
+        ValueError: a prompts file that cannot be used, an unknown name, settings that do not fit.
+        FileNotFoundError: data or weights that are not there; says what to download.
     """
     chosen = recipe.preset()
+    tiny = rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
+    name, kind = recipe.signal or tiny.reward, recorded_kind(technique_class(recipe.technique))
+    if kind is None:
+        check_reward(name)
+    else:
+        check_preferences(name)
+    if kind is not None and recipe.prompts is not None and not (recipe.signal or chosen.reward).startswith(OWN):
+        raise TechniqueError(f"{recipe.technique} learns from the recorded data {name!r} and draws nothing for prompts "
+                             f"of yours: leave --prompts out, or have pictures of them answered, --reward {OWN}REWARD")
     place = setting(recipe.scale)
     prompts = place.train_prompts if recipe.prompts is None else read_prompts(recipe.prompts)
     device = processes.device if processes is not None and processes.count > 1 else None
-    tiny = rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
     model = load_model(recipe.model or tiny.model, device)
-    name = recipe.signal or tiny.reward
-    needs = set(technique_class(recipe.technique).needs)
-    offline = "reward" not in needs and bool({"pairs", "rankings", "binary"} & needs)
-    kinds = {"pairs", "rankings", "binary"} & needs
-    signal = _preferences(name, sorted(kinds)[0], model, prompts) if offline else load_reward(name, model.device)
+    signal = load_reward(name, model.device) if kind is None else load_preferences(name, kind, model, prompts=prompts)
     return Prepared(recipe, chosen, model, signal, prompts)
-
-
-def _preferences(name: str, kind: str, model: PipelineModel, prompts: list[str]) -> Signal:
-    from surveylib.alignment.preferences import load_preferences
-
-    return load_preferences(name, kind, model, prompts=prompts)
 
 
 def rehearsed(chosen: Preset) -> Preset:
@@ -160,23 +160,61 @@ def run(
     """
     writes_events(tensorboard)
     out, processes = Path(out), Processes()
-    file, kept = out / RECIPE_FILE, out / PROMPTS_FILE
-    text = json.dumps({"format": FORMAT, **asdict(recipe)}, indent=1) + "\n"
-    begun = file.exists()
+    check_folder(out)
+    kept, begun = out / PROMPTS_FILE, (out / RECIPE_FILE).exists()
     if begun:
-        _check_same(read_recipe(out), Recipe(**{k: v for k, v in json.loads(text).items() if k != "format"}), out)
-    ready = prepare(replace(recipe, prompts=str(kept)) if kept.exists() else recipe, processes)
-    if processes.main and not begun:
-        if recipe.prompts is not None:
-            write_atomically(kept, "\n".join(ready.prompts) + "\n")
-        write_atomically(file, text)
+        _check_same(read_recipe(out), _as_read(recipe), out)
+    ready = prepare(replace(recipe, prompts=str(kept)) if begun and kept.exists() else recipe, processes)
+    technique_class(recipe.technique)(ready.preset.config).check(ready.model, ready.signal, ready.preset.training)
+    written = _claim(ready, recipe, out) if processes.main and not begun else []
     try:
         yield from _execute(ready, out, processes, pictures_every, tensorboard)
-    except ValueError:  # refused before its first epoch: the folder is free for another try
-        if processes.main and not begun and not (out / IDENTITY_FILE).exists():
-            file.unlink(missing_ok=True)
-            kept.unlink(missing_ok=True)
+    except BaseException:
+        if not (out / IDENTITY_FILE).exists():  # refused after all: the folder is free for another try
+            for file in written:
+                file.unlink(missing_ok=True)
         raise
+
+
+def check_folder(out: Path) -> None:
+    """Refuses, before anything is loaded, a place that cannot hold a run, or a log that cannot be gone on with.
+
+    Raises:
+        ValueError: names the file.
+    """
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"a run needs a folder, and {place} is a file: choose another place than {out}")
+    if not os.access(place, os.W_OK):
+        raise ValueError(f"nothing can be written to {place}: choose another place than {out}")
+    for number, row in enumerate(read_rows(out), 1):
+        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+            raise ValueError(f"{out / METRICS_FILE} is damaged: line {number} names no epoch. Delete this line, or the "
+                             "folder to start anew")
+
+
+def _claim(ready: Prepared, recipe: Recipe, out: Path) -> list[Path]:
+    """Writes what makes the folder this run's, and says which files that were."""
+    file, kept, written = out / RECIPE_FILE, out / PROMPTS_FILE, []
+    if recipe.prompts is not None:
+        if not kept.exists():
+            write_atomically(kept, "\n".join(ready.prompts) + "\n")
+            written.append(kept)
+        elif read_prompts(kept) != ready.prompts:
+            raise ValueError(f"{kept} holds other prompts than {recipe.prompts}: choose another folder for the run")
+    write_atomically(file, _text(recipe))
+    return [*written, file]
+
+
+def _text(recipe: Recipe) -> str:
+    return json.dumps({"format": FORMAT, **asdict(recipe)}, indent=1) + "\n"
+
+
+def _as_read(recipe: Recipe) -> Recipe:
+    """The recipe after its way through JSON, where tuples are lists."""
+    values = json.loads(_text(recipe))
+    del values["format"]
+    return Recipe(**values)
 
 
 def _check_same(found: Recipe, asked: Recipe, out: Path) -> None:
@@ -226,7 +264,9 @@ def read_recipe(out: str | Path) -> Recipe:
         version = values.pop("format")
         if version != FORMAT:
             raise ValueError(f"it has format {version}, this version of surveylib reads {FORMAT}")
-        return Recipe(**values)
+        found = Recipe(**values)
+        check_settings(Recipe, values, "recipe:")
+        return found
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -14,23 +13,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from surveylib.alignment import engine
+from surveylib.alignment.checks import check_settings
 from surveylib.alignment.logs import NO_TENSORBOARD, writes_events
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.run import ADAPTER, PIPELINE, Recipe
-from surveylib.runs.scale import current_scale
+from surveylib.rewards.registry import literal
 from surveylib.techniques.contract import TechniqueError, Training
 from surveylib.techniques.registry import technique_class
 
 ROWS = 8
+FORMATS = {"epoch": "d", "seconds": ".0f"}
 
 
 def parse_settings(technique: str, sets: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """"name=value" texts as (fields of the technique's settings, fields of the training).
 
     Raises:
-        TechniqueError: no "=", or a field that neither has; lists what exists.
+        TechniqueError: no "=", a field that neither has, or a value that it does not take; says what exists.
     """
-    own = {f.name for f in fields(technique_class(technique).Config)}
+    found = technique_class(technique)
+    own = {f.name for f in fields(found.Config)}
     training = {f.name for f in fields(Training)}
     config_values, training_values = {}, {}
     for text in sets:
@@ -40,11 +42,9 @@ def parse_settings(technique: str, sets: list[str]) -> tuple[dict[str, Any], dic
         if name not in own | training:
             raise TechniqueError(f"--set {name}: {technique} has no such setting. Technique: {', '.join(sorted(own))}. "
                                  f"Training: {', '.join(sorted(training))}")
-        try:
-            parsed = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed = value
-        (config_values if name in own else training_values)[name] = parsed
+        (config_values if name in own else training_values)[name] = literal(value)
+    check_settings(found.Config, config_values, "--set")
+    check_settings(Training, training_values, "--set")
     return config_values, training_values
 
 
@@ -59,25 +59,25 @@ def show(
         return
     chosen = recipe.preset()
     training = chosen.training
-    as_is = not recipe.config and not recipe.training and current_scale(recipe.scale) != "rehearsal"
-    expected = chosen.cost if as_is else (f"{training.epochs * training.samples:,} samples and "
-                                          f"{training.epochs * training.passes * training.updates:,} updates in all")
     console.print(f"{recipe.technique} at {recipe.scale}: {training.epochs} epochs of {training.samples} samples. "
-                  f"Expected: {expected}. Constants: {chosen.source}.")
+                  f"Expected: {chosen.cost}. Constants: {chosen.source}.")
     bar = Progress(TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
-    task = bar.add_task("epochs", total=chosen.training.epochs)
-    kept: list[engine.Progress] = []
-    with Live(bar, console=console, refresh_per_second=4) as live:
-        for progress in steps:
-            kept = [*kept, progress][-ROWS:]
-            bar.update(task, completed=progress.epoch)
-            live.update(Group(_table(kept), bar))
-    if not console.is_terminal:
-        console.print()  # where nothing is drawn over, the bar's line is left open
-    if not kept:
+    task = bar.add_task("epochs", total=training.epochs)
+    rows: list[dict[str, Any]] = []
+    ledger = None
+    try:
+        with Live(bar, console=console, refresh_per_second=4) as live:
+            for progress in steps:
+                ledger = progress.ledger
+                rows = [*rows, {"epoch": progress.epoch, **progress.metrics, "seconds": ledger.wall}][-ROWS:]
+                bar.update(task, completed=progress.epoch)
+                live.update(Group(_table(rows), bar))
+    finally:
+        if not console.is_terminal:
+            console.print()  # where nothing is drawn over, the bar's line is left open
+    if ledger is None:
         console.print("nothing left to do: the run is finished")
     else:
-        ledger = kept[-1].ledger
         console.print(f"cost: {ledger.network_calls:,} network calls, {ledger.backward_passes:,} backward passes, "
                       f"{ledger.decodes:,} decodes, {ledger.reward_calls:,} reward calls, {ledger.wall:.0f} s "
                       f"(overhead {ledger.overhead:.3f})")
@@ -87,12 +87,11 @@ def show(
     console.print(f"weights: {result}   pictures: {out / 'pictures'}   log: {out / 'metrics.jsonl'}")
 
 
-def _table(kept: list[engine.Progress]) -> Table:
-    names = list(kept[-1].metrics)
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """One line an epoch, with the columns of the last."""
     table = Table()
-    for name in ("epoch", *names, "seconds"):
+    for name in rows[-1]:
         table.add_column(name, justify="right")
-    for progress in kept:
-        values = [f"{progress.metrics.get(name, float('nan')):.4g}" for name in names]
-        table.add_row(str(progress.epoch), *values, f"{progress.ledger.wall:.0f}")
+    for row in rows:
+        table.add_row(*(format(row.get(name, float("nan")), FORMATS.get(name, ".4g")) for name in rows[-1]))
     return table
