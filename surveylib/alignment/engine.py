@@ -142,7 +142,7 @@ class Alignment:
     # -- one epoch ------------------------------------------------------------------------------------------------
     def advance(self) -> Progress:
         """Collects, updates, and says what happened."""
-        began = time.perf_counter()
+        began, before = time.perf_counter(), self.ledger.copy()
         with self.ledger.watch(self.model, self.signal):
             draw = self.draw()
             batch = self._guarded(lambda: self.technique.collect(self.model, draw, self.signal), "sample_batch")
@@ -150,15 +150,17 @@ class Alignment:
             sums = self.learn(batch, draw)
         self.epoch += 1
         self.ledger.wall += time.perf_counter() - began
-        pictures = None if batch.pictures is None else batch.pictures[:SHOWN].detach().cpu()
-        return Progress(self.epoch, metrics | sums, batch.condition.prompts, pictures, self._spent(), self.updates)
+        self._share_counts(before)
+        # a copy: a view would keep the whole epoch's pictures alive
+        pictures = None if batch.pictures is None else batch.pictures[:SHOWN].detach().to("cpu", copy=True)
+        return Progress(self.epoch, metrics | sums, batch.condition.prompts, pictures, self.ledger.copy(), self.updates)
 
-    def _spent(self) -> Ledger:
-        """A snapshot of the ledger with the counts of all processes."""
-        spent = self.ledger.copy()
-        counts = {name: value for name, value in spent.state_dict().items() if isinstance(value, int)}
-        spent.load_state_dict({name: round(value) for name, value in self.processes.sum_numbers(counts).items()})
-        return spent
+    def _share_counts(self, before: Ledger) -> None:
+        """Adds to the ledger's counts what the other processes spent since `before`: they are the same on each then,
+        also in a checkpoint and for a loop that stops at a budget."""
+        own = {name: value for name, value in self.ledger.since(before).state_dict().items() if isinstance(value, int)}
+        for name, value in self.processes.sum_numbers(own).items():
+            setattr(self.ledger, name, getattr(before, name) + round(value))
 
     def draw(self) -> Draw:
         """The samples of this process in the present epoch: prompts in passes of shuffled order, groups kept whole."""
@@ -282,12 +284,20 @@ class Alignment:
                 return work()
         except torch.OutOfMemoryError as error:
             value = getattr(self.training, knob)
-            ways = [f"lower {knob} (the update stays the same)"]
-            if hasattr(self.technique.config, "checkpoint"):
-                ways.append("set checkpoint=True (slower)")
-            if self.training.lora_rank is None:
-                ways.append("train an adapter, lora_rank=16")
-            raise AlignmentError(f"out of memory with {knob}={value}: {', or '.join(ways)}") from error
+            raise AlignmentError(f"out of memory with {knob}={value}: {', or '.join(self._savings(knob))}") from error
+
+    def _savings(self, knob: str) -> list[str]:
+        """What would save memory: settings that this technique and training have, and that can still be changed."""
+        training, ways = self.training, []
+        if getattr(training, knob) > 1:
+            ways.append(f"lower {knob} (the update stays the same)")
+        if getattr(self.technique.config, "checkpoint", None) is False:
+            ways.append("set checkpoint=True (slower)")
+        if training.lora_rank is None:
+            ways.append("train an adapter, lora_rank=16")
+        if training.samples > training.samples_per_prompt * self.processes.count:
+            ways.append("lower samples (fewer in an epoch)")
+        return ways or ["take a smaller model or resolution"]
 
     def _not_finite(self, what: str) -> str:
         return (f"{self.technique.name}: the {what} of epoch {self.epoch + 1} is not finite. The last checkpoint "

@@ -68,7 +68,8 @@ def train(recipe: Recipe, budget: int, folder: Path, say: Callable[[str], None] 
                                      f"spend its budget of {budget} calls")
             history.append({"equivalents": progress.ledger.equivalents, "seconds": round(progress.ledger.wall, 2),
                             **{k: float(f"{progress.metrics[k]:.6g}") for k in KEPT if k in progress.metrics}})
-            write_atomically(folder / HISTORY, json.dumps(history))
+            if processes.main:
+                write_atomically(folder / HISTORY, json.dumps(history))
             checkpoints.save(run.state_dict())
             say(f"{recipe.technique}: epoch {progress.epoch}, {progress.ledger.equivalents} of {budget} calls")
     return Trained(ready.model, run.ledger.copy(), run.epoch, run.updates, history)

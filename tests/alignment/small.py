@@ -51,7 +51,8 @@ def main() -> None:
     processes = Processes(cpu=True)
     model, steps = small_run(None if out.name == "none" else out, processes, **changed)
     for progress in steps:
-        print("epoch", progress.epoch, processes.count, flush=True)
+        ledger = progress.ledger
+        print("epoch", progress.epoch, processes.count, ledger.network_calls, ledger.backward_passes, flush=True)
     if processes.main:
         save_file({n: p.detach().contiguous() for n, p in model.named_trainable_parameters().items()}, result)
 

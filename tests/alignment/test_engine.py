@@ -65,6 +65,14 @@ def test_costs_are_counted_exactly():
     assert ledger.overhead > 1
 
 
+def test_the_first_pictures_of_an_epoch_are_handed_on_and_the_others_are_let_go():
+    _, steps = small_run(epochs=1, samples=24)
+    progress = next(steps)
+    assert progress.pictures.shape[0] == engine.SHOWN and len(progress.prompts) == 24
+    assert progress.pictures.device.type == "cpu"
+    assert progress.pictures.untyped_storage().nbytes() == progress.pictures.nbytes
+
+
 def test_guidance_counts_twice_and_counters_come_off():
     model, ledger = load_model("tiny-sd"), Ledger()
     x, condition = model.initial_noise(2), model.encode(["a", "b"])
@@ -160,9 +168,26 @@ class Hungry(DDPO):
         raise torch.OutOfMemoryError("no room")
 
 
-def test_out_of_memory_names_the_knob():
-    with pytest.raises(AlignmentError, match="micro_batch=6: lower micro_batch"):
-        list(align(load_model("tiny-sd"), Hungry(CONFIG), brightness(), PROMPTS, TRAINING))
+@dataclasses.dataclass(frozen=True)
+class Recomputing(DDPOConfig):
+    steps: int = 2
+    guidance: float | None = 1.0
+    checkpoint: bool = False
+
+
+@pytest.mark.parametrize("config, changed, words", [
+    (CONFIG, {}, "micro_batch=6: lower micro_batch (the update stays the same), or lower samples (fewer in an epoch)"),
+    (Recomputing(), {"samples": 2}, "micro_batch=6: lower micro_batch (the update stays the same), or set "
+                                    "checkpoint=True (slower)"),
+    (Recomputing(checkpoint=True), {"micro_batch": 1, "lora_rank": None, "samples": 2},
+     "micro_batch=1: train an adapter, lora_rank=16"),
+    (CONFIG, {"micro_batch": 1, "samples": 2}, "micro_batch=1: take a smaller model or resolution"),
+])
+def test_out_of_memory_names_settings_that_are_there_and_help(config, changed, words):
+    training = dataclasses.replace(TRAINING, **changed)
+    with pytest.raises(AlignmentError) as stopped:
+        list(align(load_model("tiny-sd"), Hungry(config), brightness(), PROMPTS, training))
+    assert str(stopped.value) == f"out of memory with {words}"
 
 
 def test_samples_that_do_not_divide_over_processes():

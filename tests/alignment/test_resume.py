@@ -65,10 +65,22 @@ def two_processes(*module: str) -> str:
 def test_two_processes_make_the_update_of_one(tmp_path, changed):
     one = finish("none", tmp_path / "one.safetensors", changed)
     printed = two_processes("alignment.small", "none", str(tmp_path / "two.safetensors"), changed)
-    assert "epoch 3 2" in printed, "the run was not spread over two processes"
+    cost = "144 72"  # 3 epochs of 8 samples, 3 steps rolled out and 3 trained: of both processes, on both
+    assert printed.count(f"epoch 3 2 {cost}") == 2, "the run was not spread over two processes, or counts only one"
     two = load_file(tmp_path / "two.safetensors")
     difference = max((one[name] - two[name]).abs().max().item() for name in one)
     assert difference < 1e-4, difference  # Adam divides by the gradient's size: rounding counts where it is near zero
+
+
+def test_two_processes_go_on_where_they_stopped_with_the_costs_of_both(tmp_path):
+    """Each holds the only sample of an update in turn, so that their own counts differ on the way."""
+    changed = '{"updates": 8, "epochs": 1}'
+    assert two_processes("alignment.small", str(tmp_path / "x"), str(tmp_path / "w"), changed).count("2 48 24") == 2
+    identity = tmp_path / "x" / "identity.json"
+    identity.write_text(identity.read_text().replace("epochs=1", "epochs=2"))
+    printed = two_processes("alignment.small", str(tmp_path / "x"), str(tmp_path / "w"),
+                            changed.replace('"epochs": 1', '"epochs": 2'))
+    assert "epoch 1 " not in printed and printed.count("epoch 2 2 96 48") == 2, printed
 
 
 def test_the_command_line_in_two_processes(tmp_path):
