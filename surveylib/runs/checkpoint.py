@@ -68,17 +68,20 @@ def unpack(node: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
-    """Write `state` (nested dicts, lists, tensors, JSON values) as one folder, atomically."""
+    """Write `state` (nested dicts, lists, tensors, JSON values) as one folder, atomically.
+
+    An older one that a crash left under another name stays until the new one is whole.
+    """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     tree, tensors = pack(state)
     save_file(tensors, beside / TENSOR_FILE)
     write_atomically(beside / STATE_FILE, json.dumps(tree))
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(beside, folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -87,15 +90,16 @@ def save_checkpoint(folder: str | Path, state: dict[str, Any]) -> None:
 def load_checkpoint(folder: str | Path) -> dict[str, Any] | None:
     """Read a checkpoint, or None when there is none. If a crash fell between two renames, the older one is read.
 
+    Reading moves nothing, so that several processes may read at once.
+
     Raises:
         ValueError: a file of the checkpoint is missing or damaged; the message names it.
     """
     folder = Path(folder)
     if not folder.exists():
-        old = folder.with_name(folder.name + ".old")
-        if not old.exists():
+        folder = folder.with_name(folder.name + ".old")
+        if not folder.exists():
             return None
-        os.replace(old, folder)
     file = folder / STATE_FILE
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))

@@ -81,9 +81,17 @@ def test_a_crash_between_the_two_renames_leaves_the_old_checkpoint(tmp_path, mon
         save_checkpoint(tmp_path / "c", {"step": 2})
     monkeypatch.undo()
     assert not (tmp_path / "c").exists()
+    before = sorted(path.name for path in tmp_path.iterdir())
     assert load_checkpoint(tmp_path / "c") == {"step": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == before, "reading moved something: another may be reading"
+    monkeypatch.setattr("surveylib.runs.checkpoint.save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(tmp_path / "c", {"step": 3})
+    assert load_checkpoint(tmp_path / "c") == {"step": 1}, "the only whole checkpoint was given up"
+    monkeypatch.undo()
     save_checkpoint(tmp_path / "c", {"step": 3})
     assert load_checkpoint(tmp_path / "c") == {"step": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def test_write_atomically_leaves_no_part_behind(tmp_path, monkeypatch):
