@@ -364,7 +364,9 @@ def _check_device(device: str | torch.device | None, small: bool) -> torch.devic
         place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}; use 'cpu', 'cuda', 'cuda:0', 'mps'") from error
-    if place.type != "cpu" and not (gpu and torch.accelerator.current_accelerator().type == place.type):
+    if place.type == "cpu":  # of which there is one, also where accelerate numbers it
+        return torch.device("cpu")
+    if not (gpu and torch.accelerator.current_accelerator().type == place.type):
         raise ValueError(f"device {str(device)!r} was asked for, but torch sees no such device here; use 'cpu'")
     if place.index is not None and place.index >= torch.accelerator.device_count():
         raise ValueError(f"device {str(device)!r}: torch sees {torch.accelerator.device_count()} such devices")

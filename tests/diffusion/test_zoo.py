@@ -202,6 +202,7 @@ def test_devices_and_dtypes(no_gpu):
         load_model("tiny-sd", device="cuda")
     with pytest.raises(ValueError, match="unknown device 'gpu'"):
         load_model("tiny-sd", device="gpu")
+    assert load_model("tiny-sd", device="cpu:0").device == torch.device("cpu")  # as accelerate names it
     with pytest.raises(ValueError, match="unknown dtype 'fp16'; there are float32"):
         load_model("tiny-sd", dtype="fp16")
 
