@@ -89,9 +89,10 @@ def sample(
     from surveylib.diffusion.zoo import load_model
 
     _check_sample(technique, reward, scale, adapter, strength, out)
+    weights = None if adapter is None else _weights_of(adapter)
     loaded = load_model(model)
-    if adapter is not None:
-        load_lora(loaded, _weights_of(adapter))
+    if weights is not None:
+        load_lora(loaded, weights)
     texts = [text for text in prompt for _ in range(count)]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad(), lora_strength(loaded, strength) if adapter is not None else nullcontext():
@@ -107,25 +108,44 @@ def sample(
 
 def _check_sample(technique: str | None, reward: str | None, scale: str | None, adapter: Path | None, strength: float,
                   out: Path) -> None:
-    """Refuses, before a model is loaded, options that would do nothing and a place that cannot be written."""
-    from surveylib.techniques.registry import technique_class
-
+    """Refuses, before a model is loaded, options that would do nothing, names that do not exist and a place that cannot
+    be written."""
     if technique is None and (given := [f"--{n}" for n, v in (("reward", reward), ("scale", scale)) if v is not None]):
         raise ValueError(f"{' and '.join(given)} belong to a sampler: name one with --technique, such as best_of_n")
     if adapter is None and strength != 1.0:
         raise ValueError(f"--strength {strength:g} is that of an adapter: name one with --adapter")
     if technique is not None:
-        technique_class(technique)
-    if out.suffix.lower() != ".png" or not out.absolute().parent.is_dir():
+        _sampler(technique, reward, scale)
+    if out.suffix.lower() != ".png" or out.is_dir() or not out.absolute().parent.is_dir():
         raise ValueError(f"--out {out}: give a file ending in .png in a folder that exists")
+
+
+def _sampler(name: str, reward: str | None, scale: str | None) -> tuple[Any, Any, str]:
+    """(class, preset, name of the reward) of a test-time technique."""
+    from surveylib.alignment.run import rehearsed
+    from surveylib.rewards.registry import check_reward
+    from surveylib.runs.scale import current_scale
+    from surveylib.techniques.contract import Sampler, TechniqueError
+    from surveylib.techniques.registry import preset, technique_class
+
+    found = technique_class(name)
+    if not issubclass(found, Sampler):
+        raise TechniqueError(f"{name} trains a model: `surveylib align {name}`, then `sample --adapter`")
+    chosen = preset(name, scale)
+    taken = reward or (rehearsed(chosen).reward if current_scale(scale) == "rehearsal" else chosen.reward)
+    check_reward(taken)
+    return found, chosen, taken
 
 
 def _weights_of(adapter: Path) -> Path:
     """The folder of LoRA weights that a run folder, or the folder itself, holds."""
+    if not adapter.exists():
+        raise FileNotFoundError(f"--adapter {adapter}: there is no such folder or file")
     if (adapter / "adapter").is_dir():
         return adapter / "adapter"
     if (adapter / "pipeline").is_dir():
-        raise ValueError(f"{adapter} trained all weights and has no adapter: surveylib sample {adapter / 'pipeline'}")
+        raise ValueError(f"{adapter} trained all weights and has no adapter; they are a model of their own: surveylib "
+                         f"sample {adapter / 'pipeline'}")
     if (adapter / "recipe.json").is_file():
         raise ValueError(f"{adapter} is not finished, so it has no adapter yet: surveylib resume {adapter}")
     return adapter
@@ -136,19 +156,11 @@ def _steered(model: Any, texts: list[str], name: str, reward: str | None, scale:
     """Pictures of a test-time technique with its preset; says what they cost."""
     from dataclasses import replace
 
-    from surveylib.alignment.run import rehearsed
     from surveylib.rewards.registry import load_reward
-    from surveylib.runs.scale import current_scale
-    from surveylib.techniques.contract import Sampler, TechniqueError
-    from surveylib.techniques.registry import preset, technique_class
 
-    found = technique_class(name)
-    if not issubclass(found, Sampler):
-        raise TechniqueError(f"{name} trains a model: `surveylib align {name}`, then `sample --adapter`")
-    chosen = preset(name, scale)
+    found, chosen, taken = _sampler(name, reward, scale)
     changed = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
-    default = rehearsed(chosen).reward if current_scale(scale) == "rehearsal" else chosen.reward
-    with_reward = load_reward(reward or default, model.device)
+    with_reward = load_reward(taken, model.device)
     drawn = found(replace(chosen.config, **changed)).sample(model, texts, with_reward, seed=seed)
     ledger = drawn.ledger
     console.print(f"{name}: {ledger.network_calls / len(texts):.0f} network calls and "
@@ -183,9 +195,15 @@ def judge(
     """Draw a prompt suite of the Shapes world with a model, judge the pictures, print the table by category."""
     from surveylib.diffusion.zoo import load_model
     from surveylib.worlds.shapes import suites
+    from surveylib.worlds.shapes.scenes import CANVAS
 
-    loaded = load_model(model)
     prompts = suites.suite(suite, per_category)
+    if rows is not None and (rows.is_dir() or not rows.absolute().parent.is_dir()):
+        raise ValueError(f"--rows {rows}: give a file in a folder that exists")
+    loaded = load_model(model)
+    if tuple(loaded.resolution) != (CANVAS, CANVAS):
+        raise ValueError(f"{model} draws pictures of {' x '.join(map(str, loaded.resolution))} pixels and the judge "
+                         f"reads {CANVAS} x {CANVAS}: take a model of the Shapes world, such as shapes-sd")
     painter = loaded.pipeline if plain else loaded
     scores = suites.score_model(painter, prompts, pictures, seed, steps, guidance, progress=not as_json)
     if rows is not None:
@@ -275,9 +293,9 @@ def measure(
 ) -> None:
     """Measure techniques side by side under one budget; goes on where it was stopped."""
     from surveylib.evaluation.commands import measure_command
-    from surveylib.evaluation.rows import ROWS, stale_techniques
+    from surveylib.evaluation.rows import stale_techniques
 
-    folder = ROWS if out is None else out
+    folder = _measured(out)
     if stale:
         asked, found = techniques, stale_techniques(folder)
         techniques = [name for name in found if not asked or name in asked]
@@ -297,7 +315,7 @@ def equal_cost(
     """What test-time methods make of more and more network calls a picture; goes on where it was stopped."""
     from surveylib.evaluation import equal_cost as curves
 
-    folder = curves.FOLDER if out is None else out
+    folder = _measured(out, curves.FOLDER.name)
     for curve in curves.equal_cost(methods, scale=scale, per_category=per_category, folder=folder,
                                    say=lambda line: console.print(line, style="dim", highlight=False)):
         last = curve["stops"][-1]
@@ -312,9 +330,15 @@ def report(
 ) -> None:
     """What the measured rows say together; rows out of date are marked."""
     from surveylib.evaluation.commands import report_command
-    from surveylib.evaluation.rows import ROWS
 
-    report_command(ROWS if folder is None else folder, as_json, console)
+    report_command(_measured(folder), as_json, console)
+
+
+def _measured(given: Path | None, *below: str) -> Path:
+    """A folder of rows: the given one, or the book's, wherever the command was started."""
+    from surveylib.evaluation.rows import in_repository
+
+    return in_repository("book/measurements").joinpath(*below) if given is None else given
 
 
 @app.command()

@@ -8,6 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
+from surveylib.cli import app
+
 
 def run(*words, **environment):
     command = [sys.executable, "-m", "surveylib.cli", *words]
@@ -17,7 +19,9 @@ def run(*words, **environment):
 def test_help_names_every_command():
     done = run("--help")
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("list", "models", "sample", "judge"))
+    names = [found.name or found.callback.__name__ for found in app.registered_commands]
+    listed = {line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 2}
+    assert len(names) >= 11 and set(names) <= listed
 
 
 def test_list_json_is_a_list_of_cards():

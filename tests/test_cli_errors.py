@@ -55,13 +55,17 @@ def no_model(monkeypatch):
     (["--technique", "nope"], "nope"),
     (["--out", "gone/x.png"], "in a folder that exists"),
     (["--out", "x.jpg"], "ending in .png"),
+    (["--technique", "ddpo"], "surveylib align ddpo"),
+    (["--technique", "best_of_n", "--reward", "nope"], "unknown reward"),
+    (["--technique", "best_of_n", "--scale", "huge"], "unknown scale"),
+    (["--adapter", "gone"], "--adapter gone: there is no such"),
 ])
 def test_options_of_sample(monkeypatch, capsys, no_model, options, words):
     assert words in refused(monkeypatch, capsys, "sample", "tiny-sd", "--prompt", "a cat", *options)
 
 
 @pytest.mark.parametrize(("inside", "words"), [("pipeline", "trained all weights"), ("recipe.json", "is not finished")])
-def test_a_run_without_an_adapter(monkeypatch, capsys, tmp_path, inside, words):
+def test_a_run_without_an_adapter(monkeypatch, capsys, tmp_path, no_model, inside, words):
     (tmp_path / inside).mkdir() if inside == "pipeline" else (tmp_path / inside).write_text("{}")
     assert words in refused(monkeypatch, capsys, "sample", "tiny-sd", "--prompt", "a cat", "--adapter", tmp_path,
                             "--out", tmp_path / "x.png")
@@ -128,6 +132,49 @@ def test_the_aesthetic_head_is_looked_for_where_the_message_says(monkeypatch, tm
         load_reward("aesthetic:head=gone.pth")
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    (["tiny-sd"], "pictures of 32 x 32 pixels and the judge reads 64 x 64"),
+    (["shapes-sd", "--rows", "gone/rows.jsonl"], "in a folder that exists"),
+    (["shapes-sd", "--suite", "nope"], "unknown suite"),
+])
+def test_judging_is_refused_before_pictures_are_drawn(monkeypatch, capsys, options, words):
+    monkeypatch.setattr("surveylib.worlds.shapes.suites.score_model", lambda *given: pytest.fail("drawn"))
+    assert words in refused(monkeypatch, capsys, "judge", *options)
+
+
+def test_the_optional_package_of_a_reward_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    said = refused(monkeypatch, capsys, "align", "ddpo", "--scale", "rehearsal", "--out", tmp_path / "x", "--reward",
+                   "ocr")
+    assert "pip install 'surveylib[rewards]'" in said and not (tmp_path / "x").exists()
+
+
+def test_a_run_folder_that_is_a_file(monkeypatch, capsys, tmp_path, no_model):
+    (tmp_path / "x").write_text("")
+    said = refused(monkeypatch, capsys, "align", "ddpo", "--scale", "rehearsal", "--out", tmp_path / "x")
+    assert "a run needs a folder" in said
+
+
+def test_rows_are_those_of_the_book_wherever_the_command_is_started(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def curves(*given, folder, **more):
+        asked.append(folder)
+        return []
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("surveylib.evaluation.commands.report_command", lambda folder, *rest: asked.append(folder))
+    monkeypatch.setattr("surveylib.evaluation.equal_cost.equal_cost", curves)
+    assert surveylib(monkeypatch, "report") == surveylib(monkeypatch, "equal-cost") == 0
+    book = Path(__file__).parents[1] / "book" / "measurements"
+    assert asked == [book, book / "equal_cost"]
+
+
+@pytest.mark.parametrize("command", [["report", "--folder"], ["measure", "--stale", "--out"]])
+def test_a_folder_without_rows(monkeypatch, capsys, tmp_path, command):
+    assert "no result rows in" in refused(monkeypatch, capsys, *command, tmp_path)
+
+
 def test_only_the_measured_techniques_that_were_asked_for_are_repeated(monkeypatch, capsys):
     monkeypatch.setattr("surveylib.evaluation.rows.stale_techniques", lambda folder: ["draft", "rwr"])
     asked = []
@@ -139,8 +186,16 @@ def test_only_the_measured_techniques_that_were_asked_for_are_repeated(monkeypat
 
 
 def test_a_rehearsal_of_a_sampler_takes_the_rehearsal_reward(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def loaded(name, device):
+        asked.append(name)
+        return load_reward("tiny-pickscore", device)
+
+    monkeypatch.setattr("surveylib.rewards.registry.load_reward", loaded)
     assert surveylib(monkeypatch, "sample", "tiny-sd", "--prompt", "a cat", "--count", 1, "--steps", 2, "--technique",
                      "best_of_n", "--scale", "rehearsal", "--out", tmp_path / "x.png") == 0
+    assert asked == ["tiny-pickscore"]
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch):

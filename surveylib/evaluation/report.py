@@ -13,7 +13,7 @@ import numpy as np
 
 from surveylib.evaluation.arena import Place, arena
 from surveylib.evaluation.intervals import Mean, clustered_mean
-from surveylib.evaluation.rows import BASE, ROWS, Row, read_rows, stale_reasons
+from surveylib.evaluation.rows import BASE, ROWS, Row, need_rows, stale_reasons
 from surveylib.evaluation.scoring import plain
 from surveylib.evaluation.win_rate import outcomes
 from surveylib.feedback.choice import NoFiniteFit
@@ -66,9 +66,7 @@ def report(folder: str | Path = ROWS) -> Report:
     Raises:
         FileNotFoundError: no row there. ValueError: a damaged row, or techniques measured in different ways.
     """
-    rows = read_rows(Path(folder))
-    if not rows:
-        raise FileNotFoundError(f"no result rows in {folder}: `surveylib measure` makes them")
+    rows = need_rows(Path(folder))
     old = {name: reasons for name, row in rows.items() if (reasons := stale_reasons(row))}
     best = chosen_settings(rows)
     tested = {name: row for name, row in rows.items()

@@ -34,7 +34,8 @@ FORMAT = 1
 BASE = "base"
 RULES = "surveylib.techniques"
 JUDGE = ("surveylib.worlds.shapes.judge", "surveylib.worlds.shapes")
-ROWS, PICTURES = Path("book/measurements"), "pictures"
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROWS, PICTURES = REPOSITORY / "book" / "measurements", "pictures"
 LIBRARIES = ("surveylib", "torch", "diffusers", "transformers", "peft", "numpy")
 Row = dict[str, Any]
 
@@ -213,9 +214,10 @@ def in_repository(name: str) -> Path:
     Raises:
         FileNotFoundError: it is not there, as where the library was installed without the repository.
     """
-    path = Path(__file__).resolve().parents[2] / name
+    path = REPOSITORY / name
     if not path.exists():
-        raise FileNotFoundError(f"{name} is not beside the library: measured rows come with a clone of the repository")
+        raise FileNotFoundError(f"{name} is not beside the library: measured rows come with a clone of the repository; "
+                                "elsewhere, name a folder")
     return path
 
 
@@ -246,6 +248,17 @@ def read_rows(folder: Path) -> dict[str, Row]:
     return {path.stem: read_row(path) for path in sorted(Path(folder).glob("*-seed*-*.json"))}
 
 
+def need_rows(folder: Path) -> dict[str, Row]:
+    """`read_rows` of a folder that must hold some.
+
+    Raises:
+        FileNotFoundError: it holds none. ValueError: a damaged row.
+    """
+    if not (rows := read_rows(folder)):
+        raise FileNotFoundError(f"no result rows in {folder}: `surveylib measure` makes them")
+    return rows
+
+
 def differences(row: Row, identity: Row) -> list[str]:
     """What of a row's identity is no longer so: "rule", "model", "config" ...; empty where the row still holds."""
     old, new = dict(row.get("hashes", {})), identity["hashes"]
@@ -269,8 +282,12 @@ def stale(folder: Path = ROWS) -> dict[str, list[str]]:
 
 
 def stale_techniques(folder: Path = ROWS) -> list[str]:
-    """Techniques that have a row out of date, in order of name."""
-    rows = read_rows(folder)
+    """Techniques that have a row out of date, in order of name.
+
+    Raises:
+        FileNotFoundError: no row there.
+    """
+    rows = need_rows(folder)
     return sorted({rows[name]["technique"] for name in stale(folder)} - {BASE})
 
 

@@ -71,7 +71,7 @@ def test_before_a_model_is_loaded(tmp_path, no_model, recipe, words):
 def test_prompts_that_recorded_data_would_pass_over(tmp_path, no_model):
     prompts = tmp_path / "mine.txt"
     prompts.write_text("a cat\n")
-    with pytest.raises(TechniqueError, match="diffusion_dpo learns from the recorded data.*own:"):
+    with pytest.raises(TechniqueError, match=r"diffusion_dpo learns from the recorded data.*own:"):
         next(run(Recipe("diffusion_dpo", "rehearsal", prompts=str(prompts)), tmp_path / "x"))
 
 

@@ -21,7 +21,8 @@ RECIPE = Recipe("ddpo", "rehearsal", training={"epochs": 12})
 def epochs(n: int, kept: list):
     """n epochs; `kept` gets references to them that keep nothing alive."""
     for epoch in range(1, n + 1):
-        progress = Progress(epoch, {"reward": 0.5 * epoch}, ["a cat"], torch.zeros(1, 3, 8, 8), Ledger(wall=epoch), epoch)
+        pictures, ledger = torch.zeros(1, 3, 8, 8), Ledger(wall=epoch)
+        progress = Progress(epoch, {"reward": 0.5 * epoch}, ["a cat"], pictures, ledger, epoch)
         kept.append(weakref.ref(progress))
         yield progress
         del progress
