@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ NO_TENSORBOARD = ("TensorBoard is not installed, so no event files are written; 
                   "For TensorBoard: pip install tensorboard")
 
 
+def significant(value: float) -> float:
+    """Six significant digits: a KL may be 1e-8."""
+    return float(f"{value:.6g}")
+
+
 def row_of(progress: Progress) -> dict[str, Any]:
     """One line of the log: epoch, updates, metrics and cost so far."""
     ledger = progress.ledger
     cost = {"network_calls": ledger.network_calls, "backward_passes": ledger.backward_passes,
             "decodes": ledger.decodes, "reward_calls": ledger.reward_calls, "seconds": round(ledger.wall, 2)}
-    metrics = {name: float(f"{value:.6g}") for name, value in progress.metrics.items()}  # a KL may be 1e-8
+    metrics = {name: significant(value) for name, value in progress.metrics.items()}
     return {"epoch": progress.epoch, "updates": progress.updates, **metrics, **cost}
 
 
@@ -59,10 +65,12 @@ class Log:
         self.events = _events(self.folder / "tensorboard", first) if tensorboard else None
 
     def write(self, progress: Progress) -> dict[str, Any]:
-        """Appends one epoch and returns its row."""
+        """Appends one epoch, on the disk when it returns: before the checkpoint that counts it. Returns its row."""
         row = row_of(progress)
         with open(self.folder / METRICS_FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         if self.events is not None:
             for name, value in row.items():
                 self.events.add_scalar(name, value, progress.epoch)

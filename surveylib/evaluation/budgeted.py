@@ -13,6 +13,7 @@ from pathlib import Path
 
 from surveylib.alignment.checkpoints import CheckpointFolder
 from surveylib.alignment.engine import Alignment
+from surveylib.alignment.logs import significant
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.run import Recipe, prepare
 from surveylib.diffusion.pipelines import PipelineModel
@@ -67,7 +68,7 @@ def train(recipe: Recipe, budget: int, folder: Path, say: Callable[[str], None] 
                 raise TechniqueError(f"an epoch of {recipe.technique} called the network not once: it would never "
                                      f"spend its budget of {budget} calls")
             history.append({"equivalents": progress.ledger.equivalents, "seconds": round(progress.ledger.wall, 2),
-                            **{k: float(f"{progress.metrics[k]:.6g}") for k in KEPT if k in progress.metrics}})
+                            **{k: significant(progress.metrics[k]) for k in KEPT if k in progress.metrics}})
             if processes.main:
                 write_atomically(folder / HISTORY, json.dumps(history))
             checkpoints.save(run.state_dict())

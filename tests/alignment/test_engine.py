@@ -65,6 +65,25 @@ def test_costs_are_counted_exactly():
     assert ledger.overhead > 1
 
 
+class BesideAnother(Processes):
+    """As if another process spent twice what this one does."""
+
+    def sum_numbers(self, numbers):
+        return {name: 3 * value for name, value in numbers.items()} if "network_calls" in numbers else dict(numbers)
+
+
+def test_costs_of_other_processes_are_in_checkpoints_and_counted_on_after_them():
+    _, steps = small_run(epochs=1)
+    alone = next(steps).ledger
+    run, resumed = in_half(dtype=torch.float32, updates=2, epochs=2), in_half(dtype=torch.float32, updates=2, epochs=2)
+    run.processes = resumed.processes = BesideAnother()
+    first = run.advance().ledger
+    assert first.network_calls == run.state_dict()["ledger"]["network_calls"] == 3 * alone.network_calls
+    resumed.load_state_dict(run.state_dict())
+    for again in (run, resumed):
+        assert again.advance().ledger.equivalents == again.ledger.equivalents == 6 * alone.equivalents
+
+
 def test_the_first_pictures_of_an_epoch_are_handed_on_and_the_others_are_let_go():
     _, steps = small_run(epochs=1, samples=24)
     progress = next(steps)

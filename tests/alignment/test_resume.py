@@ -73,7 +73,6 @@ def test_two_processes_make_the_update_of_one(tmp_path, changed):
 
 
 def test_two_processes_go_on_where_they_stopped_with_the_costs_of_both(tmp_path):
-    """Each holds the only sample of an update in turn, so that their own counts differ on the way."""
     changed = '{"updates": 8, "epochs": 1}'
     assert two_processes("alignment.small", str(tmp_path / "x"), str(tmp_path / "w"), changed).count("2 48 24") == 2
     identity = tmp_path / "x" / "identity.json"

@@ -78,11 +78,32 @@ def test_the_running_average_is_written_too(tmp_path):
     assert not (out / "adapter_ema").exists()
     assert all(torch.allclose(average[name], value, atol=1e-5) for name, value in after_one.items())
     assert any((end[name] - value).abs().max() > 1e-3 for name, value in average.items())
+    plain = [drawn_by_diffusers(folder) for folder in folders]
+    assert torch.allclose(plain[0], plain[1], atol=1e-4) and not torch.allclose(plain[1], plain[2], atol=1e-3)
+
+
+def test_the_running_average_of_all_weights_is_a_pipeline(tmp_path):
+    list(run(Recipe("ddpo", scale="rehearsal", training={**RECIPE.training, "lora_rank": None, "ema": 0.999999}),
+             tmp_path))
+    end, average = (StableDiffusionPipeline.from_pretrained(tmp_path / folder, safety_checker=None).unet.state_dict()
+                    for folder in ("pipeline", "pipeline_ema"))
+    assert end.keys() == average.keys() and any((end[name] - average[name]).abs().max() > 1e-3 for name in end)
 
 
 def test_the_log_keeps_small_numbers():
     progress = engine.Progress(1, {"approx_kl": 5.0254e-8}, [], None, Ledger(), 1)
     assert logs.row_of(progress)["approx_kl"] == 5.0254e-8
+
+
+def drawn_by_diffusers(folder):
+    """Latents that plain diffusers draws with the adapter in `folder`."""
+    pipeline: StableDiffusionPipeline = tiny_pipeline("tiny-sd")
+    pipeline.load_lora_weights(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    model = load_model("tiny-sd")
+    noise = model.initial_noise(1, torch.Generator().manual_seed(1))
+    return pipeline("a cat", num_inference_steps=4, guidance_scale=1.0, latents=noise, output_type="latent",
+                    height=model.resolution[0], width=model.resolution[1]).images
 
 
 def test_the_adapter_draws_the_same_picture_in_plain_diffusers(finished):
@@ -91,14 +112,7 @@ def test_the_adapter_draws_the_same_picture_in_plain_diffusers(finished):
     load_lora(model, finished / "adapter")
     ours = sample(model, ["a cat"], steps=4, guidance=1.0, generator=torch.Generator().manual_seed(1))
     assert not torch.allclose(base, ours, atol=1e-3)
-
-    pipeline: StableDiffusionPipeline = tiny_pipeline("tiny-sd")
-    pipeline.load_lora_weights(finished / "adapter")
-    pipeline.set_progress_bar_config(disable=True)
-    noise = load_model("tiny-sd").initial_noise(1, torch.Generator().manual_seed(1))
-    plain = pipeline("a cat", num_inference_steps=4, guidance_scale=1.0, latents=noise, output_type="latent",
-                     height=model.resolution[0], width=model.resolution[1]).images
-    assert torch.allclose(plain, ours, atol=1e-4)
+    assert torch.allclose(drawn_by_diffusers(finished / "adapter"), ours, atol=1e-4)
 
 
 def test_a_stopped_run_goes_on_and_its_log_has_no_double_rows(tmp_path):

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from fakes import Fake
 
+from surveylib.alignment.run import Recipe
+from surveylib.evaluation.budgeted import read_history, train
 from surveylib.evaluation.frontier import Point, best_of_n_curves, fit_training, training_curve
 from surveylib.evaluation.protocol import Budget, Protocol
 from surveylib.evaluation.rows import Plan
@@ -47,6 +50,16 @@ def test_the_curve_of_training_starts_at_base_and_goes_on(tmp_path):
     again = list(training_curve(plan(), BRIGHT, [48], tmp_path, said.append))
     assert len(said) == 4 and np.array_equal(again[0].proxy, points[0].proxy)
     assert np.array_equal(again[1].gold, points[2].gold)
+
+
+def test_the_history_keeps_small_numbers_and_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(Fake.PRESETS, "toy", Fake.PRESETS["toy"].override({"push": 1e-9}))
+    recipe = Recipe("fake")
+    trained = train(recipe, 12, tmp_path)
+    assert 0 < trained.history[0]["loss"] < 1e-8 and trained.history == read_history(tmp_path)
+    more = train(recipe, 24, tmp_path)
+    assert more.history[: len(trained.history)] == trained.history and more.epochs == len(more.history) == 2
+    assert [row["equivalents"] for row in more.history] == [12, 24]
 
 
 def test_best_of_n_reads_proxy_and_gold_of_the_same_pictures():
