@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from surveylib.alignment.logs import read_rows
+
 TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -88,3 +90,5 @@ def test_the_command_line_in_two_processes(tmp_path):
         out = tmp_path / technique
         two_processes("surveylib.cli", "align", technique, "--scale", "rehearsal", "--out", str(out), *more)
         assert (out / "done.json").is_file() and (out / "adapter").is_dir()
+    row = read_rows(out)[-1]
+    assert row["reward_kept"] > row["reward"]  # of the one that is kept, wherever it is; and of both
