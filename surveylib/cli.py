@@ -294,8 +294,11 @@ def measure(
     """Measure techniques side by side under one budget; goes on where it was stopped."""
     from surveylib.evaluation.commands import measure_command
     from surveylib.evaluation.rows import stale_techniques
+    from surveylib.techniques.registry import technique_class
 
     folder = _measured(out)
+    for name in techniques or ():
+        technique_class(name)
     if stale:
         asked, found = techniques, stale_techniques(folder)
         techniques = [name for name in found if not asked or name in asked]

@@ -183,6 +183,7 @@ def test_only_the_measured_techniques_that_were_asked_for_are_repeated(monkeypat
     assert surveylib(monkeypatch, "measure", "--stale", "--technique", "rwr") == 0 and asked == ["rwr"]
     assert surveylib(monkeypatch, "measure", "--stale", "--technique", "ddpo") == 0 and asked == ["rwr"]
     assert "no row is out of date of ddpo" in capsys.readouterr().out
+    assert "unknown technique 'nope'" in refused(monkeypatch, capsys, "measure", "--stale", "--technique", "nope")
 
 
 def test_a_rehearsal_of_a_sampler_takes_the_rehearsal_reward(monkeypatch, capsys, tmp_path):
