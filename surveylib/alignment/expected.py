@@ -21,7 +21,8 @@ class Expected:
     """Counts of a whole run.
 
     Attributes:
-        samples: collected, and what they are in words. calls: of the network, to draw them; 0 for recorded data.
+        samples: collected, and what they are in words. calls: of the network, to draw them; 0 for recorded data, and
+            where the technique's settings name no steps.
         trained: (sample, step) items of all passes. updates: optimiser steps.
     """
 
@@ -62,18 +63,18 @@ def expected(technique: type[Technique], preset: Preset, model: str | None = Non
     pictures = samples * DRAWN.get(technique.name, 1)
     if "gradient" in technique.needs and not hasattr(config, "trained"):  # drawn anew in each pass, in the loss
         pictures *= training.passes
-    steps = config.last + 1 if hasattr(config, "first") else config.steps  # a window ends the rollout
-    calls = pictures * steps * _branches(model or preset.model, config.guidance)
+    steps = config.last + 1 if hasattr(config, "first") else getattr(config, "steps", 0)  # a window ends the rollout
+    calls = pictures * steps * _branches(model or preset.model, getattr(config, "guidance", None))
     return Expected(pictures, "pictures", calls, trained, updates)
 
 
 def _trained_steps(config: Any) -> int:
     """Items of a sample, at most."""
     for name in ("trained", "window", "times"):
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
+        if isinstance(found := getattr(config, name, None), int):
+            return found
     on_paths = any(hasattr(config, name) for name in ("clip", "trained"))  # ratios or controls of each stored step
-    return config.steps if on_paths else 1
+    return getattr(config, "steps", 1) if on_paths else 1
 
 
 def _branches(model: str, guidance: float | None) -> int:

@@ -1,12 +1,14 @@
 """The cost that is said before a run against what the engine then does, and when a preset's own words are kept."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from surveylib.alignment.engine import Alignment
 from surveylib.alignment.expected import expected, recorded_kind
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.run import Recipe, prepare
-from surveylib.techniques.contract import Sampler
+from surveylib.techniques.contract import Preset, Sampler, Technique, Training
 from surveylib.techniques.registry import preset, technique_class, technique_names
 
 TECHNIQUES = [name for name in technique_names() if not issubclass(technique_class(name), Sampler)]
@@ -56,3 +58,15 @@ def test_the_numbers_of_a_changed_preset():
     one_branch = Recipe("ddpo", config={"steps": 10, "guidance": 1.0}, training={"epochs": 2, "samples": 64})
     assert "1,280 network calls" in one_branch.preset().cost
     assert Recipe("diffusion_dpo", training={"epochs": 5, "samples": 8}).preset().cost.startswith("40 pairs, up to")
+
+
+def test_a_technique_of_ones_own_need_not_have_the_usual_settings():
+    @dataclass(frozen=True)
+    class Config:
+        strength: float = 1.0
+
+    class Mine(Technique):
+        name = "mine"
+
+    plan = Preset(Config(), Training(epochs=3, samples=4), "tiny-sd", "brightness", "ours", "")
+    assert str(expected(Mine, plan)) == "12 pictures, up to 12 trained steps in 3 updates"
