@@ -134,14 +134,21 @@ def line_of(title: str, rows: Sequence[Row], bases: dict, old: Sequence[str]) ->
                     if (gain := compared(rows, bases, name, np.subtract)) is not None}
     line["held out"] = {name: pooled(rows, name).numbers() for name in first["test"]["scores"]
                         if name not in ("proxy", "gold", "pass")}
-    line["by category"] = {name: round(float(np.mean([row["test"]["by_category"]["pass"][name]["value"]
-                                                      for row in rows])), 4)
-                           for name in first["test"]["by_category"].get("pass", {})}
+    line["by category"] = by_category(rows)
+    if all(base := [base_of(row, bases) for row in rows]):  # over the same seeds, which not all techniques share
+        line["change by category"] = {name: round(share - by_category(base)[name], 4)
+                                      for name, share in line["by category"].items()}
     notes = ["out of date"] if old else []
     if first["kind"] == "sampling" and max(calls) > first["budget"]["calls_per_picture"]:
         notes.append(f"over the budget of {first['budget']['calls_per_picture']} calls")
     line["notes"] = "; ".join(notes)
     return line
+
+
+def by_category(rows: Sequence[Row]) -> dict[str, float]:
+    """Share of pictures that pass, by category of prompts, mean over seeds."""
+    return {name: round(float(np.mean([row["test"]["by_category"]["pass"][name]["value"] for row in rows])), 4)
+            for name in rows[0]["test"]["by_category"].get("pass", {})}
 
 
 def pooled(rows: Sequence[Row], name: str) -> Mean | None:

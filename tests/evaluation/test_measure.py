@@ -376,3 +376,17 @@ def test_ddpo_is_measured(tmp_path, monkeypatch):
     assert found["training_run"]["ledger"]["equivalents"] == 512
     assert found["test"]["path_kl"]["value"] > 0 and 0 < found["test"]["win_rate"]["gold"]["value"] < 1
     assert found["training_run"]["history"][0]["reward"] != 0
+
+
+def test_changes_by_category_are_those_of_the_same_seeds(tmp_path, measured):
+    """The technique draws the base model's pictures; a further seed of the base model alone changes nothing in it."""
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    other = json.loads((tmp_path / "rows" / "base-seed0-shapes-sd.json").read_text()) | {"seed": 1}
+    for share in other["test"]["by_category"]["pass"].values():
+        share["value"] = 1 - share["value"] / 2
+    (tmp_path / "rows" / "base-seed1-shapes-sd.json").write_text(json.dumps(other))
+    lines = {line["technique"]: line for line in report(tmp_path / "rows").lines}
+    changes = lines["still"]["change by category"]
+    assert changes and set(changes.values()) == {0.0}
+    assert lines["still"]["by category"] != lines["base (shapes-sd)"]["by category"]
+    assert any(lines["fake"]["change by category"].values())
