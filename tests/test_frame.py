@@ -28,6 +28,15 @@ def test_environment_python_fits():
     assert SpecifierSet(PROJECT["requires-python"]).contains(pin.split("=")[1] + ".0")
 
 
+@pytest.mark.parametrize("name", ["README.md", "book/run.md", "Makefile"])
+def test_both_bounds_of_python_are_said(name):
+    allowed = [n for n in range(30) if SpecifierSet(PROJECT["requires-python"]).contains(f"3.{n}.0")]
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert f"3.{allowed[0]} to 3.{allowed[-1]}" in text
+    if name == "Makefile":
+        assert f"(3, {allowed[0]}) <= sys.version_info[:2] <= (3, {allowed[-1]})" in text
+
+
 def test_environment_installs_book_and_test_extras_by_name_only():
     line = next(line for line in pip_lines() if line.startswith("-e"))
     extras = re.search(r"\[(.*)\]", line)[1].split(",")
