@@ -52,7 +52,9 @@ def main() -> None:
     model, steps = small_run(None if out.name == "none" else out, processes, **changed)
     for progress in steps:
         ledger = progress.ledger
-        print("epoch", progress.epoch, processes.count, ledger.network_calls, ledger.backward_passes, flush=True)
+        said = (progress.epoch, processes.count, ledger.network_calls, ledger.backward_passes)
+        sys.stdout.write(f"epoch {' '.join(map(str, said))}\n")  # in one piece: another process writes there too
+        sys.stdout.flush()
     if processes.main:
         save_file({n: p.detach().contiguous() for n, p in model.named_trainable_parameters().items()}, result)
 

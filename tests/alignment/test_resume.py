@@ -57,9 +57,16 @@ def test_killed_at_three_points_a_run_ends_with_the_same_weights(tmp_path):
 def two_processes(*module: str) -> str:
     """What they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", *module]
-    found = subprocess.run(command, cwd=TESTS, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert found.returncode == 0, found.stdout[-1000:] + found.stderr[-2000:]
-    return found.stdout
+    process = subprocess.Popen(command, cwd=TESTS, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
+    try:
+        printed, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes then; killed, it would leave them waiting for each other
+        process.wait(timeout=60)
+        raise
+    assert process.returncode == 0, printed[-1000:] + errors[-2000:]
+    return printed
 
 
 @pytest.mark.truth
