@@ -382,7 +382,7 @@ def main() -> None:
     except Exception as error:
         if not _is_users(error):
             raise
-        Console(stderr=True).print("error:", str(error), markup=False)
+        Console(stderr=True).print("error:", str(error), markup=False, soft_wrap=True)  # a path stays in one piece
         raise SystemExit(2) from None
 
 
