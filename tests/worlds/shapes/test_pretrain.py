@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import CLIPTextModel
 
 from surveylib.diffusion.zoo import CHECKPOINTS
 from surveylib.worlds.shapes.data import stream
@@ -16,7 +17,8 @@ from surveylib.worlds.shapes.pretrain.attributes import CLASSES, PATCHES, Captio
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
-from surveylib.worlds.shapes.pretrain.text import LENGTH, build_tokenizer, token_ids
+from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
+from surveylib.worlds.shapes.pretrain.text import LENGTH, build_tokenizer, text_config, token_ids
 from surveylib.worlds.shapes.prompts import RELATIONS, VOCABULARY, parse
 from surveylib.worlds.shapes.scenes import SHAPES
 
@@ -166,6 +168,76 @@ def test_a_perfect_network_has_no_loss(tokenizer, examples):
     nets = {"text_encoder": Text(), "unet": Oracle(), "text": [Text(), Text()], "transformer": Velocity()}
     assert sd.loss_of(nets, latents, tokens, empty, alphas, generator, 0)[0] < 1e-6
     assert sd3.loss_of(nets, latents, tokens, empty, generator)[0] < 1e-6
+
+
+class GaussianNoiseNet(nn.Module):
+    """E[eps | x_t] = sqrt(1 - alpha_t) x_t, exact where the latents are standard normal; alpha between the timesteps
+    by its log-odds."""
+
+    def __init__(self, alphas):
+        super().__init__()
+        self.log_ratio = ((1 - alphas) / alphas).log()
+
+    def forward(self, x, t, text):
+        low = t.floor().long().clamp(max=len(self.log_ratio) - 2)
+        share = torch.sigmoid(torch.lerp(self.log_ratio[low], self.log_ratio[low + 1], t - low))
+        return type("Out", (), {"sample": share.sqrt().reshape(-1, 1, 1, 1) * x})()
+
+
+@pytest.fixture(scope="module")
+def gaussian_teacher(tokenizer):
+    alphas = sd.build_scheduler().alphas_cumprod
+    text = CLIPTextModel(text_config(tokenizer, width=128, layers=3))
+    return VelocityTeacher(GaussianNoiseNet(alphas), text, alphas)
+
+
+@pytest.mark.truth
+def test_the_teacher_knows_the_mean_velocity_of_gaussian_latents(gaussian_teacher, tokenizer):
+    # x_sigma = (1 - sigma) x0 + sigma eps with both standard normal: E[eps - x0 | x] = (2 sigma - 1) x / var(x).
+    sigma = torch.tensor([0.05, 0.3, 0.5, 0.72, 0.9])
+    x = torch.randn(5, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    velocity, known = gaussian_teacher(x, sigma, token_ids(tokenizer, ["a red circle"] * 5))
+    level = sigma.reshape(-1, 1, 1, 1)
+    assert known.all()
+    torch.testing.assert_close(velocity, (2 * level - 1) * x / ((1 - level) ** 2 + level**2), atol=1e-4, rtol=1e-4)
+
+
+def test_the_teachers_schedule_ends_before_pure_noise(gaussian_teacher):
+    alphas = sd.build_scheduler().alphas_cumprod
+    odds = ((1 - alphas) / alphas).sqrt()
+    at = torch.tensor([0, 17, 500, 999])
+    t, known = gaussian_teacher.timestep((odds / (1 + odds))[at])
+    assert torch.allclose(t, at.float(), atol=1e-2) and known[:3].all()
+    t, known = gaussian_teacher.timestep(torch.tensor([1e-4, 0.99]))
+    assert t.tolist() == [0, 999] and known.tolist() == [True, False]
+
+
+@pytest.mark.truth
+def test_a_teacher_lowers_the_variance_of_the_target_and_not_its_mean(gaussian_teacher, tokenizer):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, 8, 8, generator=generator)
+    sigma = torch.full((512,), 0.7)
+    var = 0.3**2 + 0.7**2  # eps given x is normal with mean 0.7 x / var and variance 0.3^2 / var
+    eps = 0.7 * x / var + 0.3 / var**0.5 * torch.randn(512, 8, 8, 8, generator=generator)
+    own = eps - (x - 0.7 * eps) / 0.3
+    noisy = x.expand(512, -1, -1, -1)
+    answers = gaussian_teacher(noisy, sigma, token_ids(tokenizer, ["a red circle"]).expand(512, -1))
+    mixed = mixed_target(own, *answers, 0.8)
+    assert (mixed.mean(0) - own.mean(0)).square().mean() < 3 * own.var(0).mean() / 512
+    assert torch.allclose(mixed.var(0), 0.04 * own.var(0), rtol=1e-3)
+    untold = mixed_target(own, answers[0], torch.zeros(512, dtype=torch.bool), 0.8)
+    assert torch.equal(untold, own)
+
+
+def test_the_first_text_encoder_says_what_the_teachers_says(tokenizer, examples):
+    torch.manual_seed(0)
+    trained = CLIPTextModel(text_config(tokenizer, width=128, layers=3)).eval()
+    tokens = token_ids(tokenizer, examples[1][:4])
+    encoder = sd3.build_text_encoders(tokenizer, trained)[0].eval()
+    with torch.no_grad():
+        wanted = trained(tokens).last_hidden_state
+        found = encoder.text_model.final_layer_norm(encoder(tokens, output_hidden_states=True).hidden_states[-2])
+    torch.testing.assert_close(found, wanted)
 
 
 def test_a_saved_flow_pipeline_can_be_gone_on_from(tokenizer, tmp_path):

@@ -3,8 +3,8 @@
     python -m surveylib.worlds.shapes.pretrain.autoencoder --out runs/autoencoder
     python -m surveylib.worlds.shapes.pretrain.sd --autoencoder runs/autoencoder/vae --out runs/shapes-sd
     python -m surveylib.worlds.shapes.pretrain.clip --out runs/shapes-clip
-    python -m surveylib.worlds.shapes.pretrain.sd3 --autoencoder runs/autoencoder/vae --clip runs/shapes-clip/model \\
-        --out runs/shapes-sd3
+    python -m surveylib.worlds.shapes.pretrain.sd3 --autoencoder runs/autoencoder/vae \\
+        --teacher runs/shapes-sd/pipeline --out runs/shapes-sd3
 
 `shapes-sd` is shipped; the last two have not been trained to the end yet. `release` puts a run among the shipped ones.
 Each can be stopped at any moment and started again with the same command; it goes on from its last checkpoint.

@@ -30,6 +30,11 @@ KINDS = {
     "shapes-sd": "StableDiffusionPipeline, epsilon prediction, 8 x 8 x 8 latents of 64 x 64 pictures",
     "shapes-sd3": "StableDiffusion3Pipeline, flow matching, 8 x 8 x 8 latents of 64 x 64 pictures",
 }
+ORIGINS = {
+    "shapes-sd": "Trained from nothing on rendered scenes of coloured shapes",
+    "shapes-sd3": "Trained on rendered scenes of coloured shapes and on what `shapes-sd` predicts there, with the text "
+                  "encoder of `shapes-sd` to start from,",
+}
 SETTINGS = {
     "shapes-sd": {"default_guidance": 3.0, "default_steps": 20},
     "shapes-sd3": {"max_sequence_length": 8, "default_guidance": 4.0, "default_steps": 20},
@@ -122,7 +127,7 @@ library_name: diffusers
 ---
 # {name}
 
-{facts['kind']}. Trained from nothing on rendered scenes of coloured shapes by `surveylib.worlds.shapes.pretrain`.
+{facts['kind']}. {ORIGINS[name]} by `surveylib.worlds.shapes.pretrain`.
 
 - Parameters: {parts}.
 - Training: {training['steps']} steps, {training['minutes']} minutes on {facts['hardware']}; seed 0.{note}

@@ -1,13 +1,19 @@
 """Pre-train `shapes-sd3`: a small StableDiffusion3Pipeline, flow matching on the autoencoder's latents.
 
 The loss is rectified flow's: || v_theta(x_sigma, sigma, c) - (eps - x0) ||^2 with x_sigma = (1 - sigma) x0 + sigma eps
-and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders: the text tower of `shapes-clip` and a
-smaller one from nothing, both trained on together with the transformer.
+and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders, both trained together with the
+transformer: that of a trained Stable Diffusion folder (`--teacher`, `shapes-sd`) with one layer more, and a smaller one
+from nothing. The pipeline reads the last but one layer, which then is the last of the teacher's.
+
+`--share W` replaces W of the target eps - x0 by the teacher's mean velocity (`teacher`): on a CPU there is no time for
+the many samples that average the noise of the target away.
+
 The third encoder, a one-layer T5, is there because the class wants one; its last norm is zero, so all its tokens are
 the zero vector. n equal tokens act in the joint attention as one token whose logit is raised by log n: that is how
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
-to 256, and ours, which pads to 8, both draw what was trained. `--init FOLDER` goes on from a pipeline with a fresh
-optimiser.
+to 256, and ours, which pads to 8, both draw what was trained.
+
+`--init FOLDER` goes on from a pipeline with a fresh optimiser.
 """
 
 from __future__ import annotations
@@ -24,34 +30,36 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, St
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
+from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
 from surveylib.worlds.shapes.pretrain.text import text_config, token_ids
 
 CONFIG = LoopConfig(steps=6000, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
-CLIP_WIDTH, WIDTH, LAYERS = 128, 64, 3  # of the tower of shapes-clip, of the second encoder; layers of the second
-JOINT = CLIP_WIDTH + WIDTH  # the pipeline sets the encoders' last but one layers side by side
+WIDTHS, LAYERS = (128, 64), (4, 3)  # of the two text encoders
+JOINT = sum(WIDTHS)  # the pipeline sets the encoders' last but one layers side by side
 PADDING = (8, 256)  # numbers of T5 tokens: ours and the plain call's
 DROP = 0.1
+SHARE = 0.8
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """The transformer, with random weights: 4 x 4 patches of 2 x 2 latents, six joint blocks of width 192."""
+    """The transformer, with random weights: 4 x 4 patches of 2 x 2 latents, five joint blocks of width 192."""
     return SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
         in_channels=8,
         out_channels=8,
-        num_layers=6,
+        num_layers=5,
         attention_head_dim=32,
         num_attention_heads=6,
         caption_projection_dim=192,
         joint_attention_dim=JOINT,
-        pooled_projection_dim=CLIP_WIDTH + WIDTH,
+        pooled_projection_dim=JOINT,
         pos_embed_max_size=8,
         qk_norm="rms_norm",
     )
@@ -65,11 +73,14 @@ def load_nets(folder: Path) -> tuple[SD3Transformer2DModel, list[CLIPTextModelWi
                          for part in ("text_encoder", "text_encoder_2")]
 
 
-def build_text_encoders(tokenizer, clip: str | Path | None = None) -> list[CLIPTextModelWithProjection]:
-    """The text tower of `shapes-clip` (random weights of its shape without a folder) and a small second encoder."""
-    config = text_config(tokenizer, width=CLIP_WIDTH, layers=3, projection=CLIP_WIDTH)
-    first = CLIPTextModelWithProjection.from_pretrained(clip) if clip else CLIPTextModelWithProjection(config)
-    return [first, CLIPTextModelWithProjection(text_config(tokenizer, width=WIDTH, layers=LAYERS, projection=WIDTH))]
+def build_text_encoders(tokenizer, trained: CLIPTextModel | None = None) -> list[CLIPTextModelWithProjection]:
+    """Two encoders with random weights; the first takes the weights that `trained`, a layer shorter, has."""
+    encoders = [CLIPTextModelWithProjection(text_config(tokenizer, width=width, layers=layers, projection=width))
+                for width, layers in zip(WIDTHS, LAYERS, strict=True)]
+    if trained is not None:
+        first = encoders[0].text_model
+        first.load_state_dict(first.state_dict() | trained.state_dict())
+    return encoders
 
 
 def build_t5() -> tuple[T5EncoderModel, T5Tokenizer]:
@@ -115,9 +126,10 @@ def encode_text(encoders: nn.ModuleList, tokens: Tensor) -> tuple[Tensor, Tensor
 
 
 def loss_of(
-    nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, generator: torch.Generator
+    nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, generator: torch.Generator,
+    teacher: VelocityTeacher | None = None, share: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Velocity regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,)."""
+    """Velocity regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,); `share` of the target by `teacher`."""
     count, device = len(latents), latents.device
     dropped = torch.rand(count, generator=generator, device=device) < DROP
     tokens = torch.where(dropped[:, None], empty, tokens)
@@ -130,8 +142,10 @@ def loss_of(
     sequence, pooled = encode_text(nets["text"], tokens)
     with copies_of_last_token(copies):
         velocity = nets["transformer"](noisy, sequence, pooled, 1000 * sigma).sample
-    mse = (velocity.float() - (noise - latents)).square().mean()
-    return mse, {"mse": mse.item()}
+    own = noise - latents
+    target = own if teacher is None else mixed_target(own, *teacher(noisy, sigma, tokens), share)
+    loss = (velocity.float() - target).square().mean()
+    return loss, {"mse": (velocity.detach().float() - own).square().mean().item()}
 
 
 def save(nets: nn.ModuleDict, vae, tokenizer, out: Path) -> None:
@@ -160,7 +174,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--autoencoder", type=Path, required=True)
-    parser.add_argument("--clip", type=Path, required=True, help="folder of shapes-clip")
+    parser.add_argument("--teacher", type=Path, required=True, help="Stable Diffusion folder, as of shapes-sd")
+    parser.add_argument("--share", type=float, default=SHARE, help="of the teacher in the target, 0 to 1")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     parser.add_argument("--lr", type=float, default=CONFIG.lr)
@@ -174,23 +189,26 @@ def main() -> None:
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
     vae = load_autoencoder(args.autoencoder)
     latents, captions = make_latents(vae, args.latents, args.latent_seed, args.out.parent / "pools")
-    tokenizer = CLIPTokenizer.from_pretrained(args.clip)
+    tokenizer = CLIPTokenizer.from_pretrained(args.teacher, subfolder="tokenizer")
+    teacher = VelocityTeacher.from_pretrained(args.teacher)
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
     torch.manual_seed(config.seed)
     if args.init:
         transformer, encoders = load_nets(args.init)
     else:
-        transformer, encoders = build_transformer(), build_text_encoders(tokenizer, args.clip)
+        transformer, encoders = build_transformer(), build_text_encoders(tokenizer, teacher.text_encoder)
     text = nn.ModuleList(encoders)
     nets = nn.ModuleDict({"transformer": transformer, "text": text}).to(args.device).train()
+    teacher = teacher.to(args.device)
     if args.compile:
         nets["transformer"].compile()
+        teacher.unet.compile()
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
         batch, words = latents[index].float().to(args.device), tokens[index].to(args.device)
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            return loss_of(nets, batch, words, empty, generator)
+            return loss_of(nets, batch, words, empty, generator, teacher if args.share else None, args.share)
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd3", mininterval=10) as bar:
@@ -198,7 +216,7 @@ def main() -> None:
             running = row["mse"] if not running else 0.98 * running + 0.02 * row["mse"]
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:
-                bar.set_postfix(mse=f"{running:.4f}")
+                bar.set_postfix(mse=f"{running:.4f}", loss=f"{row['loss']:.4f}")
     save(nets, vae, tokenizer, args.out / "pipeline")
 
 
