@@ -4,6 +4,11 @@
 
 The prompt is not read. Ratings are of one scale [low, high] and are predicted on [0, 1] of it (ours; the original
 predicts 1 to 10). Dropout 0.2, 0.2, 0.1 as published. Chapter: "Learning a reward".
+
+Two options are ours. Mean ratings of pictures of one kind lie close together: with `centre` and `spread` the layers
+predict (y - centre) / spread, so that what is to be learned is as large as what dropout disturbs. A small trunk's
+embedding says what is in the picture and little of how it looks: with `tokens` the layers also see mean and standard
+deviation of the picture's tokens.
 """
 
 from __future__ import annotations
@@ -33,15 +38,24 @@ class AestheticHead(nn.Module):
     name = "aesthetic"
     outputs = ("score",)
 
-    def __init__(self, widths: Widths, hidden: tuple[int, ...] = PAPER_WIDTHS):
+    def __init__(self, widths: Widths, hidden: tuple[int, ...] = PAPER_WIDTHS, tokens: bool = False,
+                 centre: float = 0.0, spread: float = 1.0):
+        if not spread > 0:
+            raise ValueError(f"spread={spread} must be positive: it is the standard deviation of the ratings")
         super().__init__()
-        self.options = {"hidden": list(hidden)}
-        self.layers = scalar_mlp(widths.projection, tuple(hidden))
+        self.options = {"hidden": list(hidden), "tokens": tokens, "centre": centre, "spread": spread}
+        self.centre, self.spread = centre, spread
+        self.norm = nn.LayerNorm(2 * widths.vision) if tokens else None
+        self.layers = scalar_mlp(widths.projection + (2 * widths.vision if tokens else 0), tuple(hidden))
 
     def forward(self, features: Features) -> Tensor:
         """(B, 1)."""
         unit = F.normalize(features.image, dim=-1)
-        return self.layers(unit * unit.shape[-1] ** 0.5).float()
+        seen = unit * unit.shape[-1] ** 0.5
+        if self.norm is not None:
+            mean, deviation = features.image_tokens.mean(1), features.image_tokens.std(1)
+            seen = torch.cat([seen, self.norm(torch.cat([mean, deviation], -1))], -1)
+        return self.centre + self.spread * self.layers(seen).float()
 
     def reward(self, outputs: Tensor) -> Tensor:
         """(B,) of `forward`'s (B, 1)."""
@@ -52,8 +66,8 @@ class AestheticHead(nn.Module):
         return float("-inf"), float("inf")
 
     def rating_loss(self, outputs: Tensor, rating: Tensor) -> Tensor:
-        """(N,) losses of outputs (N, 1) against ratings in [0, 1]."""
-        return rating_loss(outputs[:, 0], rating)
+        """(N,) losses of outputs (N, 1) against ratings in [0, 1], in units of spread^2."""
+        return rating_loss(outputs[:, 0], rating) / self.spread**2
 
 
 @dataclass

@@ -7,12 +7,13 @@ name                head                         learned from
 ==================  ===========================  ==============================================================
 shapes-pickscore    PickScore (the proxy)        pairs of a pool of twelve people (twin of Pick-a-Pic)
 shapes-imagereward  ImageReward (held out)       rankings of twelve other people, other prompts and pictures
-shapes-aesthetic    aesthetic (prompt-blind)     mean votes of a hundred people on looks (twin of AVA)
+shapes-aesthetic    aesthetic (prompt-blind)     mean votes of forty people on looks (twin of AVA)
 ==================  ===========================  ==============================================================
 
-None of them sees the gold utility. Tests are pairs on held-out prompts and on the generalisation suite, answered by the
-same people; the ceiling takes their choice probabilities, exact but for drift over time. Copy the folders `model` to
-surveylib/rewards/learned/checkpoints under the reward's name to ship them (`--ship`).
+None of them sees the gold utility. Tests are pairs (of the aesthetic reward: mean votes) on held-out prompts and on the
+generalisation suite, answered by the same people; the ceiling takes their choice probabilities (their expected votes),
+exact but for drift over time. Copy the folders `model` to surveylib/rewards/learned/checkpoints under the reward's name
+to ship them (`--ship`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from tqdm import tqdm
 
 from surveylib.feedback.pairs import PairData, to_pairs
 from surveylib.rewards.learned.aesthetic import RatingData, to_ratings
-from surveylib.rewards.learned.evaluate import RewardReport, evaluate_reward, margins
+from surveylib.rewards.learned.evaluate import evaluate_reward, margins
+from surveylib.rewards.learned.evaluate_ratings import evaluate_ratings
 from surveylib.rewards.learned.model import RewardModel
 from surveylib.rewards.learned.store import DESCRIPTION, TENSORS, load_learned
 from surveylib.rewards.learned.train import PRESETS, RewardConfig, train_reward
@@ -75,7 +77,7 @@ REWARDS = {
     "shapes-imagereward": ToyReward("imagereward", "imagereward", "ranking", pool=1, seed=1000, unlock=(1, 0),
                                     options={"hidden": (64, 16)}, preset="toy-scalar"),
     "shapes-aesthetic": ToyReward("aesthetic", "ava", "rating", pool=2, seed=2000, unlock=(2, 0),
-                                  options={"hidden": (64, 16)}, preset="toy-scalar", people=100),
+                                  options={"hidden": (64, 16), "tokens": True}, preset="toy-scalar", people=40),
 }  # fmt: skip
 
 
@@ -94,12 +96,18 @@ def training_data(spec: ToyReward, prompts: int, pictures: str) -> tuple[PairDat
     return to_pairs(records).split(0.1, spec.seed)
 
 
-def test_pairs(spec: ToyReward, split: str, pictures: str, prompts: int = TEST_PROMPTS) -> tuple[PairData, Pool]:
-    """Pairs of another seed on a suite of `SUITES`, and who answered; pairs of ratings for a reward of ratings."""
+def test_records(spec: ToyReward, twin: str, split: str, pictures: str, prompts: int = TEST_PROMPTS):
+    """(records of another seed on a suite of `SUITES`, the people who answered)."""
     pool = make_pool(spec.people, seed=spec.pool)
-    twin = spec.twin if spec.kind == "rating" else "pickapic"
-    records = make_twin(twin, prompts, PICTURES, spec.seed + 7, pictures, split, pool)
-    return to_pairs(records), pool
+    return make_twin(twin, prompts, PICTURES, spec.seed + 7, pictures, split, pool), pool
+
+
+@torch.no_grad()
+def expected_votes(data: RatingData, pool: Pool) -> tuple[Tensor, Tensor]:
+    """(what the people judge when they vote on looks, mean over them; picture quality), (M,) each in [0, 1]."""
+    seen = look(data.images[data.row], data.prompts)
+    return torch.stack([person.dimensions(seen)["aesthetics"] for person in pool.annotators]).mean(0), \
+        seen.quality.overall
 
 
 @torch.no_grad()
@@ -171,31 +179,55 @@ def attribute_accuracy(reward, n: int = 200, seed: int = 0) -> dict[str, dict]:
     return table
 
 
-def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairData | None) -> tuple[RewardReport, dict]:
-    """(report, its numbers with the agreement with gold) on one suite."""
-    pairs, pool = test_pairs(spec, split, pictures)
-    known = None if spec.kind == "rating" else choice_probabilities(pairs, pool).numpy()
-    if validation is None:  # ratings: beta is fitted on half of the prompts and judged on the others
-        validation, pairs = pairs.split(0.5, seed=1)
-    report = evaluate_reward(reward, pairs, validation, category_of, known)
-    return report, report.numbers() | {"agreement with gold": round(gold_accuracy(reward, pairs), 4)}
+def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairData | None) -> dict:
+    """The numbers of one suite: a report of pairs with the agreement with gold, or of ratings with that with quality.
+    """
+    if spec.kind == "rating":
+        records, pool = test_records(spec, spec.twin, split, pictures)
+        data = to_ratings(records)
+        expected, quality = expected_votes(data, pool)
+        found = evaluate_ratings(reward, data, expected).numbers()
+        data.rating = quality
+        return found | {"spearman with quality": round(evaluate_ratings(reward, data).spearman.value, 4)}
+    records, pool = test_records(spec, "pickapic", split, pictures)
+    pairs = to_pairs(records)
+    report = evaluate_reward(reward, pairs, validation, category_of, choice_probabilities(pairs, pool).numpy())
+    return report.numbers() | {"agreement with gold": round(gold_accuracy(reward, pairs), 4)}
+
+
+PAIR_PROTOCOL = """Pairs without a tie; score ties count one half; intervals resample prompts. The ceiling is the mean
+of max(p, 1 - p) over the people's choice probabilities; no reward can be right more often. "single annotator" is how
+often one person's choice is another's."""
+RATING_PROTOCOL = """Correlations of the score with the mean vote, over pictures of all prompts; intervals resample
+prompts. The ceiling is the rank correlation of what the people judge, without chance, with the mean of their votes."""
+
+
+def pair_table(got: dict) -> str:
+    """Markdown table of a suite's pairs."""
+    rows = [("accuracy", got["accuracy"]), ("accuracy, mean over prompts", got["accuracy by prompt"])]
+    rows += [(f"accuracy: {category}", value) for category, value in got["by category"].items()]
+    lines = [f"| {label} | {100 * e['value']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} | {e['pairs']} |"
+             for label, e in rows]
+    for label in ("ceiling", "single annotator"):
+        lines.append(f"| {label} | {'unknown' if got[label] is None else f'{100 * got[label]:.1f} %'} | | |")
+    lines.append(f"| agreement with gold | {100 * got['agreement with gold']:.1f} % | | |")
+    lines.append(f"| calibration error | {got['calibration']['ece']:.3f} | | |")
+    return "| measure | value | 95 % interval | pairs |\n|---|---|---|---|\n" + "\n".join(lines)
+
+
+def rating_table(got: dict) -> str:
+    """Markdown table of a suite's mean votes."""
+    lines = [f"| {label} | {e['value']:.3f} | {e['low']:.3f} to {e['high']:.3f} | {e['pictures']} |" for label, e in (
+        ("Spearman's rank correlation", got["spearman"]), ("Pearson's correlation", got["pearson"]))]
+    lines.append(f"| ceiling of the rank correlation | {got['ceiling']:.3f} | | |")
+    lines.append(f"| rank correlation with picture quality | {got['spearman with quality']:.3f} | | |")
+    return "| measure | value | 95 % interval | pictures |\n|---|---|---|---|\n" + "\n".join(lines)
 
 
 def card(name: str, spec: ToyReward, facts: dict) -> str:
     """The model card as Markdown."""
-    tables = []
-    for split in SUITES:
-        got = facts[split]
-        rows = [("accuracy", got["accuracy"]), ("accuracy, mean over prompts", got["accuracy by prompt"])]
-        rows += [(f"accuracy: {category}", value) for category, value in got["by category"].items()]
-        lines = [f"| {label} | {100 * e['value']:.1f} % | {100 * e['low']:.1f} to {100 * e['high']:.1f} | "
-                 f"{e['pairs']} |" for label, e in rows]
-        for label in ("ceiling", "single annotator"):
-            lines.append(f"| {label} | {'unknown' if got[label] is None else f'{100 * got[label]:.1f} %'} | | |")
-        lines.append(f"| agreement with gold | {100 * got['agreement with gold']:.1f} % | | |")
-        lines.append(f"| calibration error | {got['calibration']['ece']:.3f} | | |")
-        head = "| measure | value | 95 % interval | pairs |\n|---|---|---|---|\n"
-        tables.append(f"### Prompts: {split}\n\n{head}" + "\n".join(lines) + "\n")
+    table, protocol = (rating_table, RATING_PROTOCOL) if spec.kind == "rating" else (pair_table, PAIR_PROTOCOL)
+    tables = [f"### Prompts: {split}\n\n{table(facts[split])}\n" for split in SUITES]
     return f"""---
 license: mit
 ---
@@ -212,9 +244,7 @@ A reward model of the Shapes world. Head `{spec.head}` on `{SHAPES_CLIP}` with t
 
 ## Scores
 
-Pairs without a tie; score ties count one half; intervals resample prompts. The ceiling is the mean of max(p, 1 - p)
-over the people's choice probabilities; no reward can be right more often. "single annotator" is how often one person's
-choice is another's.
+{protocol}
 
 {chr(10).join(tables)}{attribute_table(facts)}"""
 
@@ -245,7 +275,10 @@ def make(
     examples, validation = training_data(spec, prompts, pictures)
     config = config or PRESETS[spec.preset]
     torch.manual_seed(config.seed)
-    model = RewardModel(load_trunk(SHAPES_CLIP, spec.unlock), spec.head, **spec.options)
+    options = spec.options
+    if spec.kind == "rating":
+        options = options | {"centre": examples.rating.mean().item(), "spread": examples.rating.std().item()}
+    model = RewardModel(load_trunk(SHAPES_CLIP, spec.unlock), spec.head, **options)
     began = time.perf_counter()
     yield from train_reward(model, examples, config, folder, validation, name)
     facts = {"name": name, "head": spec.head, "examples": len(examples), "prompts": prompts, "pictures": pictures,
@@ -254,7 +287,7 @@ def make(
     stored = sum((folder / "model" / file).stat().st_size for file in (DESCRIPTION, TENSORS))
     facts["kilobytes"] = round(stored / 1000)
     for split in SUITES:
-        _, facts[split] = score(reward, spec, split, pictures, validation)
+        facts[split] = score(reward, spec, split, pictures, validation)
     if reward.needs_prompt:
         facts["one attribute"] = attribute_accuracy(reward)
     write_atomically(folder / "model" / "scores.json", json.dumps(facts, indent=1) + "\n")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from clip_for_tests import make_trunk
 
+from surveylib.feedback.pairs import to_pairs
 from surveylib.rewards.learned import toy
 from surveylib.rewards.learned.store import load_learned
 from surveylib.rewards.learned.train import PRESETS
@@ -18,17 +19,19 @@ from surveylib.rewards.registry import load_reward
 def test_a_reward_is_trained_scored_and_described(name, tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "load_trunk", lambda source, unlock: make_trunk(unlock))
     monkeypatch.setattr(toy, "load_learned", lambda folder: load_learned(folder, make_trunk()))
-    monkeypatch.setattr(toy.test_pairs, "__defaults__", (6,))
+    monkeypatch.setattr(toy.test_records, "__defaults__", (6,))
     monkeypatch.setattr(toy.attribute_accuracy, "__defaults__", (4, 0))
     config = dataclasses.replace(PRESETS[toy.REWARDS[name].preset], steps=2, batch=8, every=2)
     assert len(list(toy.make(name, tmp_path, 12, "rendered", "a test", config))) == 2
     facts = json.loads((tmp_path / name / "model" / "scores.json").read_text())
     card = (tmp_path / name / "model" / "README.md").read_text()
+    main = "spearman" if name == "shapes-aesthetic" else "accuracy"
     for split in toy.SUITES:
-        assert 0 <= facts[split]["accuracy"]["low"] <= facts[split]["accuracy"]["value"] <= 1
-        assert f"{100 * facts[split]['accuracy']['value']:.1f} %" in card and split in card
-        assert facts[split]["ceiling"] is None or 0.5 < facts[split]["ceiling"] <= 1
-    assert facts["kilobytes"] < 2000 and (facts["held-out"]["ceiling"] is None) == (name == "shapes-aesthetic")
+        got = facts[split][main]
+        assert -1 <= got["low"] <= got["value"] <= got["high"] <= 1 and split in card
+        assert (f"{got['value']:.3f}" if main == "spearman" else f"{100 * got['value']:.1f} %") in card
+        assert 0.5 < facts[split]["ceiling"] <= 1
+    assert facts["kilobytes"] < 2000
     assert ("one attribute" in facts) == ("One wrong attribute" in card) == (name != "shapes-aesthetic")
 
 
@@ -71,7 +74,8 @@ def test_loading_the_trunk_draws_no_progress_bar(capfd):
 @pytest.mark.truth
 def test_choice_probabilities_are_the_mean_over_people_without_ties():
     spec = toy.REWARDS["shapes-pickscore"]
-    pairs, pool = toy.test_pairs(spec, "held-out", "rendered", 6)
+    records, pool = toy.test_records(spec, "pickapic", "held-out", "rendered", 6)
+    pairs = to_pairs(records)
     p = toy.choice_probabilities(pairs, pool)
     row = len(pairs) // 2
     pictures = pairs.images[torch.stack([pairs.first[row], pairs.second[row]])]
