@@ -26,7 +26,7 @@ from surveylib.diffusion.pipelines import ADAPTERS, SETTINGS, PipelineModel, fro
 from surveylib.diffusion.tiny import RESOLUTION, TINY, tiny_pipeline
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "worlds" / "shapes" / "checkpoints"
-SHIPPED = ("shapes-sd",)  # further folders beside it are found by `shipped_models`
+SHIPPED = ("shapes-sd", "shapes-sd3")  # further folders beside them are found by `shipped_models`
 SETTINGS_FILE = "surveylib.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

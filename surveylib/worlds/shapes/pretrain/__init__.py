@@ -6,6 +6,6 @@
     python -m surveylib.worlds.shapes.pretrain.sd3 --autoencoder runs/autoencoder/vae \\
         --teacher runs/shapes-sd/pipeline --out runs/shapes-sd3
 
-`shapes-sd` is shipped; the last two have not been trained to the end yet. `release` puts a run among the shipped ones.
+`release` puts a run among the shipped models; their cards say how long each was trained and what it reaches.
 Each can be stopped at any moment and started again with the same command; it goes on from its last checkpoint.
 """

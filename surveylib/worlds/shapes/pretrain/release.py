@@ -37,7 +37,7 @@ ORIGINS = {
 }
 SETTINGS = {
     "shapes-sd": {"default_guidance": 3.0, "default_steps": 20},
-    "shapes-sd3": {"max_sequence_length": 8, "default_guidance": 4.0, "default_steps": 20},
+    "shapes-sd3": {"max_sequence_length": 8, "default_guidance": 3.0, "default_steps": 20},
 }
 
 
