@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.learned import aesthetic, hpsv3, imagereward, mps, pickscore
 from surveylib.rewards.learned.ensemble import Ensemble, lower_confidence_bound
 from surveylib.rewards.learned.model import HEADS, LearnedReward, RewardModel
-from surveylib.rewards.learned.trunk import Trunk
+from surveylib.rewards.learned.trunk import Features, Trunk, Widths
 
 A, B = torch.randn(2, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
 
@@ -118,6 +119,26 @@ def test_rating_loss_and_scalar_layers():
     layers = imagereward.scalar_mlp(768, imagereward.PAPER_WIDTHS)
     shapes = [tuple(m.weight.shape) for m in layers if isinstance(m, torch.nn.Linear)]
     assert shapes == [(1024, 768), (128, 1024), (64, 128), (16, 64), (1, 16)]
+
+
+@pytest.mark.truth
+def test_centre_and_spread_are_a_change_of_units_and_tokens_are_read():
+    widths = Widths(8, 6, 4)
+    draw = torch.Generator().manual_seed(0)
+    seen = Features(torch.randn(5, 8, generator=draw), torch.zeros(5, 8), torch.randn(5, 7, 6, generator=draw),
+                    torch.zeros(5, 3, 4), torch.zeros(5, dtype=torch.long))
+    plain = aesthetic.AestheticHead(widths, (4,)).eval()
+    scaled = aesthetic.AestheticHead(widths, (4,), centre=0.7, spread=0.05).eval()
+    scaled.load_state_dict(plain.state_dict())
+    rating = torch.rand(5, generator=draw)
+    assert torch.allclose(scaled(seen), 0.7 + 0.05 * plain(seen))
+    units = plain.rating_loss(plain(seen), (rating - 0.7) / 0.05)
+    assert torch.allclose(scaled.rating_loss(scaled(seen), rating), units, rtol=1e-4)
+    other = replace(seen, image_tokens=seen.image_tokens.roll(1, 0))
+    wide = aesthetic.AestheticHead(widths, (4,), tokens=True).eval()
+    assert torch.equal(plain(seen), plain(other)) and not torch.allclose(wide(seen), wide(other))
+    with pytest.raises(ValueError, match="spread=0"):
+        aesthetic.AestheticHead(widths, spread=0)
     assert [m.p for m in layers if isinstance(m, torch.nn.Dropout)] == [0.2, 0.2, 0.1]
     layers.eval()  # no activations: the layers are one linear map
     x, y = torch.randn(2, 3, 768)
