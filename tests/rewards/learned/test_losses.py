@@ -119,6 +119,10 @@ def test_rating_loss_and_scalar_layers():
     layers = imagereward.scalar_mlp(768, imagereward.PAPER_WIDTHS)
     shapes = [tuple(m.weight.shape) for m in layers if isinstance(m, torch.nn.Linear)]
     assert shapes == [(1024, 768), (128, 1024), (64, 128), (16, 64), (1, 16)]
+    assert [m.p for m in layers if isinstance(m, torch.nn.Dropout)] == [0.2, 0.2, 0.1]
+    layers.eval()  # no activations: the layers are one linear map
+    x, y = torch.randn(2, 3, 768)
+    assert torch.allclose(layers(x + y), layers(x) + layers(y) - layers(torch.zeros(1, 768)), atol=1e-5)
 
 
 @pytest.mark.truth
@@ -139,10 +143,6 @@ def test_centre_and_spread_are_a_change_of_units_and_tokens_are_read():
     assert torch.equal(plain(seen), plain(other)) and not torch.allclose(wide(seen), wide(other))
     with pytest.raises(ValueError, match="spread=0"):
         aesthetic.AestheticHead(widths, spread=0)
-    assert [m.p for m in layers if isinstance(m, torch.nn.Dropout)] == [0.2, 0.2, 0.1]
-    layers.eval()  # no activations: the layers are one linear map
-    x, y = torch.randn(2, 3, 768)
-    assert torch.allclose(layers(x + y), layers(x) + layers(y) - layers(torch.zeros(1, 768)), atol=1e-5)
 
 
 @pytest.mark.truth
