@@ -3,7 +3,8 @@
     python -m surveylib.worlds.shapes.pretrain.release shapes-sd --run runs/shapes-sd --hardware "2 CPU cores"
 
 The card's numbers come from the run's `metrics.jsonl`, from the judge and from a timing made here; nothing is typed in.
-After a change of the judge, `python -m surveylib.evaluation.rejudge shapes-sd` scores a shipped model again.
+A new model's scores do not say yet which judge gave them: `python -m surveylib.evaluation.rejudge shapes-sd` scores a
+shipped model again and adds the judge's version, and so it does after a change of the judge.
 """
 
 from __future__ import annotations
