@@ -9,8 +9,7 @@ single      sd1.5         PickScore                              none           
 full        sd1.5         PickScore                              none                            HPS v2.1, ImageReward
 ==========  ============  =====================================  ==============================  =====================
 
-``family="flow"`` takes the flow-matching model of the scale instead (shapes-sd3 where it is shipped, tiny-sd3,
-sd3.5-medium).
+``family="flow"`` takes the flow-matching model of the scale instead (shapes-sd3, tiny-sd3, sd3.5-medium).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Literal
 import torch
 
 from surveylib.diffusion.pipelines import PipelineModel
-from surveylib.diffusion.zoo import load_model, shipped_models
+from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import Reward
 from surveylib.rewards.learned.store import shipped_rewards
 from surveylib.rewards.registry import load_reward
@@ -118,15 +117,12 @@ def setting(scale: str | None = None, family: Literal["vp", "flow"] = "vp") -> S
     """The choice for a scale (default: `surveylib.runs.scale.current_scale`).
 
     Raises:
-        ValueError: an unknown scale or family; at toy size a flow model that is not shipped.
+        ValueError: an unknown scale or family.
     """
     scale = current_scale(scale)
     if family not in MODELS:
         raise ValueError(f"unknown family {family!r}: choose one of {', '.join(MODELS)}")
-    name = MODELS[family][scale]
-    if scale == "toy" and name not in shipped_models():
-        raise ValueError(f"{name} is not shipped yet; family='vp' works at toy size, scale='rehearsal' with both")
-    return Setting(scale, family, name, PROXIES[scale])
+    return Setting(scale, family, MODELS[family][scale], PROXIES[scale])
 
 
 __all__ = ["Setting", "setting"]

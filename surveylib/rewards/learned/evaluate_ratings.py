@@ -69,7 +69,8 @@ def evaluate_ratings(
     if np.ptp(scores) == 0:
         raise ValueError(f"the reward {reward.name!r} gives every picture {scores[0]:g}: it has no order to compare")
     groups = np.unique(data.prompt_ids.numpy(), return_inverse=True)[1]
-    draws = [resampled_prompts(groups, rng) for rng in [np.random.default_rng(seed)] for _ in range(resamples)]
+    rng = np.random.default_rng(seed)
+    draws = [resampled_prompts(groups, rng) for _ in range(resamples)]
     tails = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
     estimates = []
     for correlation in (spearmanr, pearsonr):

@@ -23,7 +23,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +187,8 @@ def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairDa
         data = to_ratings(records)
         expected, quality = expected_votes(data, pool)
         found = evaluate_ratings(reward, data, expected).numbers()
-        data.rating = quality
-        return found | {"spearman with quality": round(evaluate_ratings(reward, data).spearman.value, 4)}
+        with_quality = evaluate_ratings(reward, replace(data, rating=quality), resamples=1).spearman.value
+        return found | {"spearman with quality": round(with_quality, 4)}
     records, pool = test_records(spec, "pickapic", split, pictures)
     pairs = to_pairs(records)
     report = evaluate_reward(reward, pairs, validation, category_of, choice_probabilities(pairs, pool).numpy())
