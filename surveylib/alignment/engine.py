@@ -23,9 +23,12 @@ from torch import Tensor, nn
 
 from surveylib.alignment.checkpoints import CheckpointFolder
 from surveylib.alignment.processes import AlignmentError, Processes
+from surveylib.alignment.sharding import collected, shard
 from surveylib.diffusion.lora import add_lora, lora_layers
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.diffusion.speed import autocast_type, plain_attention
+from surveylib.diffusion.timesteps import times_of_uniform
+from surveylib.diffusion.weights import fitted, whole
 from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import permutation, seed_of
 from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
@@ -111,7 +114,7 @@ class Alignment:
             raise TechniqueError(f"{technique.name} draws pictures for prompts and got none")
         self.mine = processes.share(training.samples)
         kept = model.dtype
-        prepare_weights(model, training, seed)
+        prepare_weights(model, training, seed, processes)
         wanted = training.autocast
         if wanted is None and model.dtype != kept:  # all weights are trained in float32 and used in what they came in
             wanted = str(kept).removeprefix("torch.")
@@ -203,16 +206,28 @@ class Alignment:
         total = len(part) * steps
         pieces = [batch.items(rows[i], columns[i], keys[i])
                   for i in torch.arange(len(rows)).split(self.training.micro_batch) if len(i)]
-        means = self._means(pieces, total)
+        idle = self._idle(batch, part, draw, len(pieces))
+        means = self._means(pieces, total, idle)
         self.optimiser.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"loss": 0.0}
         for items in pieces:
             for key, value in self._backward(items, means, total).items():
                 sums[key] = sums.get(key, 0.0) + value / total
+        for items in idle:
+            self._backward(items, means, total, share=0.0)
         self.processes.sum_gradients(self.parameters)
         return self.processes.sum_numbers(sums) | self._step(total)
 
-    def _means(self, pieces: list, total: int) -> dict[str, Tensor]:
+    def _idle(self, batch: Batch, part: Tensor, draw: Draw, pieces: int) -> list:
+        """Where weights are cut, every process calls the network as often as the one with the most items of this part:
+        micro-batches of one item whose loss counts nothing."""
+        if self.processes.sharding is None:
+            return []
+        most = self.processes.most(part, draw.total) * batch.n_steps
+        zero = torch.zeros(1, dtype=torch.int64)
+        return [batch.items(zero, zero, zero)] * (-(-most // self.training.micro_batch) - pieces)
+
+    def _means(self, pieces: list, total: int, idle: list) -> dict[str, Tensor]:
         if type(self.technique).shared is Technique.shared:
             return {}
         sums: dict[str, float] = {}
@@ -220,10 +235,12 @@ class Alignment:
             for items in pieces:
                 for key, value in self.technique.shared(self.model, items, self.signal).items():
                     sums[key] = sums.get(key, 0.0) + value.double().sum().item() / total
+            for items in idle:
+                self.technique.shared(self.model, items, self.signal)
         return {key: torch.tensor(value, dtype=torch.float32) for key, value in
                 self.processes.sum_numbers(sums).items()}
 
-    def _backward(self, items, means: Mapping[str, Tensor], total: int) -> dict[str, float]:
+    def _backward(self, items, means: Mapping[str, Tensor], total: int, share: float = 1.0) -> dict[str, float]:
         def work() -> dict[str, float]:
             with self._autocast():
                 losses, metrics = self.technique.loss(self.model, items, self.signal, means)
@@ -232,7 +249,10 @@ class Alignment:
                 raise TechniqueError(f"{self.technique.name}.loss returned {found} for {len(items)} items")
             if not losses.isfinite().all():
                 raise AlignmentError(self._not_finite("loss"))
+            if not losses.requires_grad and self.processes.sharding is not None:
+                losses = losses + self._needless_call(items)
             if losses.requires_grad:
+                losses = losses * share
                 with self.ledger.timed("backward"):
                     if self.scaler.is_enabled():  # the sum: a mean over many items would vanish in float16
                         self.scaler.scale(losses.float().sum()).backward()
@@ -246,6 +266,12 @@ class Alignment:
 
         return self._guarded(work, "micro_batch")
 
+    def _needless_call(self, items) -> Tensor:
+        """Zero, by a call of the network: where weights are cut, a process whose items need none meets the others."""
+        x = torch.zeros(1, *self.model.latent_shape, device=self.model.device)
+        time = times_of_uniform(torch.full((1,), 0.5, device=x.device), self.model.schedule)
+        return 0 * self.model.output(x, time, items.condition[:1], 1.0).float().sum()
+
     def _step(self, total: int) -> dict[str, float]:
         """Clip, step, average. An overflow under loss scaling skips the step and lowers the scale."""
         training, scaled = self.training, self.scaler.is_enabled()
@@ -255,7 +281,8 @@ class Alignment:
             self.scaler.unscale_(self.optimiser)
             for p in self.parameters:
                 p.grad.div_(total)
-        norm = nn.utils.clip_grad_norm_(self.parameters, training.clip_norm)
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        nn.utils.clip_grads_with_norm_(self.parameters, training.clip_norm, norm)
         if not norm.isfinite():
             if not scaled or self.scaler.get_scale() < 1:
                 raise AlignmentError(self._not_finite("gradient"))
@@ -305,13 +332,15 @@ class Alignment:
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on."""
-        return {
+        """Everything that the next epoch depends on. Cut weights are put together on rank 0, which writes: all
+        processes must call."""
+        state = {
             "epoch": self.epoch, "updates": self.updates, "ledger": self.ledger.state_dict(),
             "policy": dict(self.model.named_trainable_parameters()), "snapshots": self.model.snapshots,
             "optimiser": self.optimiser.state_dict(), "technique": self.technique.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        return state if self.processes.sharding is None else collected(state, self.processes.main)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
@@ -319,27 +348,35 @@ class Alignment:
         self.ledger.load_state_dict(state["ledger"])
         with torch.no_grad():
             for name, p in self.model.named_trainable_parameters().items():
-                p.copy_(state["policy"][name])
+                p.copy_(fitted(state["policy"][name], p))
         self.model.load_snapshots(state["snapshots"])
+        if self.processes.sharding is not None:
+            for number, moments in state["optimiser"]["state"].items():
+                p = self.parameters[number]
+                moments |= {name: fitted(value, p) for name, value in moments.items() if value.shape == p.shape}
         self.optimiser.load_state_dict(state["optimiser"])
         self.technique.load_state_dict(state["technique"])
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 
 
-def prepare_weights(model: DiffusionModel, training: Training, seed: int) -> None:
+def prepare_weights(model: DiffusionModel, training: Training, seed: int, processes: Processes | None = None) -> None:
     """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network with a
-    copy of it as the reference. What came in half precision is trained in float32: AdamW's eps is zero in float16."""
+    copy of it as the reference. What came in half precision is trained in float32: AdamW's eps is zero in float16.
+    Then cuts the weights over the processes, where that was asked for."""
     if training.lora_rank is not None:
         if not lora_layers(model.network):
             add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets, seed)
         for p in model.trainable_parameters():
             p.data = p.data.float() if p.dtype in HALF else p.data
-        return
-    if lora_layers(model.network):
+    elif lora_layers(model.network):
         raise TechniqueError("lora_rank=None trains all weights, but the network has an adapter; load the model anew")
-    if model.dtype in HALF:
-        model.network.float()
-    model.network.requires_grad_(True)
-    if "reference" not in model.snapshots:
+    else:
+        if model.dtype in HALF:
+            model.network.float()
+        model.network.requires_grad_(True)
+    if processes is not None and processes.sharding is not None:
+        shard(model.network, processes.sharding)
+        model.load_snapshots(model.snapshots)
+    if training.lora_rank is None and "reference" not in model.snapshots:
         model.snapshot("reference")

@@ -2,8 +2,8 @@
 
 Each process holds the whole model and a part of the samples; gradients are summed over processes after the last
 micro-batch, so that nothing is wrapped around the network and techniques may call it as often as they like.
-Start with ``accelerate launch`` or ``torchrun``. DeepSpeed and FSDP are refused: the first cannot be resumed from
-safetensors, the second shards weights that snapshots and adapters must read whole.
+Start with ``accelerate launch`` or ``torchrun``. Under FSDP2 the network's weights are cut too (`sharding`). DeepSpeed
+is refused: a run under it cannot be resumed from safetensors.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather, gather_object, reduce
 from torch import Tensor
 
-REFUSED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
-WHY = {"DeepSpeed": "a run under it could not be resumed from safetensors",
-       "FSDP": "it shards the weights, which snapshots, adapters and checkpoints must read whole"}
+from surveylib.alignment.sharding import ShardingError, settings
 
 
 class AlignmentError(RuntimeError):
@@ -31,16 +29,21 @@ class Processes:
 
     Attributes:
         rank, count: of this process. device: where accelerate puts it. main: whether this is rank 0.
+        sharding: how the network's weights are cut over the processes; None: each has them whole.
 
     Raises:
-        AlignmentError: started under DeepSpeed or FSDP.
+        AlignmentError: started under DeepSpeed, or under FSDP in a way that is not supported.
     """
 
     def __init__(self, cpu: bool | None = None) -> None:
-        for variable, name in REFUSED.items():
-            if os.environ.get(variable, "").lower() in ("1", "true", "yes"):
-                raise AlignmentError(f"{name} is not supported: {WHY[name]}. Use plain data parallelism (`accelerate "
-                                     "config`: multi-GPU, no DeepSpeed, no FSDP), with LoRA for large models")
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes"):
+            raise AlignmentError("DeepSpeed is not supported: a run under it could not be resumed from safetensors. "
+                                 "Use plain data parallelism (`accelerate config`: multi-GPU, no DeepSpeed), or, "
+                                 "for weights that one device cannot hold, --use_fsdp --fsdp_version 2")
+        try:
+            sharding = settings()
+        except ShardingError as error:
+            raise AlignmentError(str(error)) from error
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         cpu = not torch.cuda.is_available() if cpu is None else cpu
         self._state = PartialState(cpu=cpu) if launched or PartialState._shared_state else None
@@ -49,6 +52,7 @@ class Processes:
         self.device = self._state.device if self._state else torch.device("cpu" if cpu else "cuda")
         if self.device.type == "cpu":
             self.device = torch.device("cpu")  # accelerate numbers it, as if there were several
+        self.sharding = sharding if self.count > 1 else None
 
     @property
     def main(self) -> bool:
@@ -90,9 +94,19 @@ class Processes:
         have = self.sum_numbers(dict.fromkeys(numbers, 1.0))
         return {name: value / have[name] for name, value in sums.items()}
 
+    def most(self, samples: Tensor, total: int) -> int:
+        """How many of these global numbers the process that has most of them has."""
+        return int(torch.bincount(samples // (total // self.count)).max())
+
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Adds up ``.grad`` over processes in place, in one message."""
+        """Adds up ``.grad`` over processes in place, in one message. Gradients of cut weights were averaged on their
+        way: they are only multiplied."""
         if self.count == 1:
+            return
+        if self.sharding is not None:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.mul_(self.count)
             return
         for p in parameters:
             if p.grad is None:

@@ -36,8 +36,10 @@ from surveylib.alignment.logs import METRICS_FILE, Log, read_rows, writes_events
 from surveylib.alignment.preferences import OWN, check_preferences, load_preferences
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import setting
+from surveylib.alignment.sharding import whole_network
 from surveylib.diffusion.lora import lora_layers, save_lora
 from surveylib.diffusion.pipelines import PipelineModel
+from surveylib.diffusion.weights import is_cut
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.checkpoint import write_atomically
@@ -155,7 +157,8 @@ def run(
         tensorboard: also write TensorBoard's event files; None: where the package is installed.
 
     Raises:
-        AlignmentError: event files are asked for and TensorBoard is not installed; DeepSpeed or FSDP.
+        AlignmentError: event files are asked for and TensorBoard is not installed; DeepSpeed, or FSDP
+        in a way that is not supported.
         ValueError: `out` holds a run of another recipe, or is in use. TechniqueError: settings that do not fit.
     """
     writes_events(tensorboard)
@@ -284,31 +287,35 @@ def _execute(
 
     yield from align(ready.model, technique, ready.signal, ready.prompts, chosen.training, seed=ready.recipe.seed,
                      out=out, processes=processes, each=write if processes.main else None)
-    if processes.main:
-        if log is not None:
-            log.close()
-        finish(ready, out)
+    if log is not None:
+        log.close()
+    finish(ready, out, processes.main)
     processes.wait()
 
 
-def finish(ready: Prepared, out: Path) -> None:
+def finish(ready: Prepared, out: Path, write: bool = True) -> None:
     """Writes the adapter (or the pipeline), its running average where the training keeps one, and, last, `done.json`
-    with expected and actual cost."""
+    with expected and actual cost. All processes call, since weights may be cut over them; one is to `write`."""
     name = ADAPTER if lora_layers(ready.model.network) else PIPELINE
-    save(ready.model, out / name)
+    save(ready.model, out / name, write)
     if EMA in ready.model.snapshots:
         with ready.model.weights(EMA):
-            save(ready.model, out / f"{name}_{EMA}")
-    if rows := read_rows(out):
+            save(ready.model, out / f"{name}_{EMA}", write)
+    if write and (rows := read_rows(out)):
         row = rows[-1]
         done = {"expected": ready.preset.cost, "actual": row,
                 "equivalents": row["network_calls"] + 2 * row["backward_passes"]}
         write_atomically(out / DONE_FILE, json.dumps(done, indent=1) + "\n")
 
 
-def save(model: PipelineModel, folder: Path) -> None:
-    """The adapter, or, where all weights were trained, the pipeline."""
+def save(model: PipelineModel, folder: Path, write: bool = True) -> None:
+    """The adapter, or, where all weights were trained, the pipeline; by all processes, of which one is to `write`."""
     if lora_layers(model.network):
-        save_lora(model, folder)
-    else:
+        save_lora(model, folder, write)
+        return
+    cut = any(is_cut(p) for p in model.network.parameters())
+    network = whole_network(model.network, write) if cut else model.network
+    if write:
+        setattr(model.pipeline, model.part, network)
         model.pipeline.save_pretrained(folder, safe_serialization=True)
+        setattr(model.pipeline, model.part, model.network)

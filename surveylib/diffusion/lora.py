@@ -23,7 +23,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from surveylib.diffusion.weights import lora_layers
+from surveylib.diffusion.weights import lora_layers, whole
 
 POLICY = "policy"  # the adapter's name inside peft
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
@@ -98,20 +98,23 @@ def _check_targets(network: nn.Module, targets: Sequence[str] | None) -> Sequenc
     return targets
 
 
-def save_lora(model, folder: str | Path) -> Path:
+def save_lora(model, folder: str | Path, write: bool = True) -> Path:
     """Write the adapter to `folder` in diffusers' format, with its metadata, and return the file's path.
 
-    In plain diffusers: ``pipeline.load_lora_weights(folder)``.
+    In plain diffusers: ``pipeline.load_lora_weights(folder)``. Where weights are cut over processes all must call; one
+    of them writes.
 
     Raises ValueError when the model has no adapter or no pipeline to save through.
     """
     if not lora_layers(model.network):
         raise ValueError("the network has no adapter to save; add_lora(model) attaches one")
     part = _component(model)
+    layers = get_peft_model_state_dict(model.network, adapter_name=POLICY)
     model.pipeline.save_lora_weights(
         folder,
+        is_main_process=write,
         **{
-            f"{part}_lora_layers": get_peft_model_state_dict(model.network, adapter_name=POLICY),
+            f"{part}_lora_layers": {name: whole(value) for name, value in layers.items()},
             f"{part}_lora_adapter_metadata": model.network.peft_config[POLICY].to_dict(),
         },
     )

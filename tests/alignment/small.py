@@ -10,6 +10,7 @@ import torch
 
 from surveylib.alignment.engine import Progress, align
 from surveylib.alignment.processes import Processes
+from surveylib.diffusion.weights import is_cut, whole
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.techniques.contract import Training
@@ -55,8 +56,12 @@ def main() -> None:
         said = (progress.epoch, processes.count, ledger.network_calls, ledger.backward_passes)
         sys.stdout.write(f"epoch {' '.join(map(str, said))}\n")  # in one piece: another process writes there too
         sys.stdout.flush()
+    parameters = model.named_trainable_parameters()
+    held = sum((p.to_local() if is_cut(p) else p).numel() for p in parameters.values())
+    sys.stdout.write(f"holds {held / sum(p.numel() for p in parameters.values()):.2f}\n")
+    weights = {name: whole(p.detach()).contiguous() for name, p in parameters.items()}
     if processes.main:
-        save_file({n: p.detach().contiguous() for n, p in model.named_trainable_parameters().items()}, result)
+        save_file(weights, result)
 
 
 if __name__ == "__main__":

@@ -216,19 +216,25 @@ def test_samples_that_do_not_divide_over_processes():
         next(align(load_model("tiny-sd"), DDPO(), brightness(), PROMPTS, TRAINING, processes=processes))
 
 
-@pytest.mark.parametrize("variable, name", [("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")])
-def test_sharded_training_is_refused(monkeypatch, variable, name):
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(AlignmentError, match=f"{name} is not supported.* plain data parallelism"):
+@pytest.mark.parametrize("variables, words", [
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported.* --use_fsdp --fsdp_version 2"),
+    ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 is not supported.* --fsdp_version 2"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+     "kept on the CPU is not supported.* --fsdp_offload_params false"),
+])
+def test_ways_of_distribution_that_are_refused_name_another(monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AlignmentError, match=words):
         Processes()
 
 
-def test_the_command_line_refuses_sharded_training_in_one_line(monkeypatch, capsys, tmp_path):
+def test_the_command_line_refuses_a_way_of_distribution_in_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setattr("sys.argv", ["surveylib", "align", "ddpo", "--scale", "rehearsal", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as stopped:
         main()
-    assert stopped.value.code == 2 and "error: FSDP is not supported" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "error: FSDP version 1 is not supported" in capsys.readouterr().err
 
 
 def test_full_weights_keep_a_reference():

@@ -1,32 +1,15 @@
 """Killed at any moment and started again, a run ends with the same weights, bit for bit."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from alignment.starting import finish, start, two_processes
 from safetensors.torch import load_file
 
 from surveylib.alignment.logs import read_rows
-
-TESTS = Path(__file__).resolve().parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def start(out, result, changed="{}") -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "alignment.small", str(out), str(result), changed], cwd=TESTS,
-                            env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(out, result, changed="{}") -> dict[str, torch.Tensor]:
-    process = start(out, result, changed)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors[-2000:]
-    return load_file(result)
 
 
 def kill_when(process: subprocess.Popen, ready) -> None:
@@ -52,21 +35,6 @@ def test_killed_at_three_points_a_run_ends_with_the_same_weights(tmp_path):
     assert straight.keys() == resumed.keys()
     for name, value in straight.items():
         assert torch.equal(value, resumed[name]), name
-
-
-def two_processes(*module: str) -> str:
-    """What they printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", *module]
-    process = subprocess.Popen(command, cwd=TESTS, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
-    try:
-        printed, errors = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun ends its processes then; killed, it would leave them waiting for each other
-        process.wait(timeout=60)
-        raise
-    assert process.returncode == 0, printed[-1000:] + errors[-2000:]
-    return printed
 
 
 @pytest.mark.truth
