@@ -130,6 +130,8 @@ def _tried_again(view: Planes, regions: Regions, row: int, way: str) -> tuple[Re
     whole = torch.zeros(CANVAS + 2 * PAD, CANVAS + 2 * PAD, dtype=torch.bool)
     whole[y + PAD : y + PAD + WINDOW, x + PAD : x + PAD + WINDOW] = regions.own[row]
     whole = whole[PAD:-PAD, PAD:-PAD]
+    if not whole.any():  # a frame around the window
+        return None
     picture = int(regions.picture[row])
     strength, hue = view.strength[picture], view.hue[picture]
     if way == "hue":

@@ -9,9 +9,10 @@ import surveylib
 from surveylib.worlds.shapes.data import blur, change_one
 from surveylib.worlds.shapes.judge import confusions, judge, passes, scores, verdict
 from surveylib.worlds.shapes.prompts import RELATIONS, Group, Spec, realise
+from surveylib.worlds.shapes.quality import quality
 from surveylib.worlds.shapes.reading import read
 from surveylib.worlds.shapes.render import render
-from surveylib.worlds.shapes.scenes import Scene, Thing
+from surveylib.worlds.shapes.scenes import CANVAS, Scene, Thing
 
 N = 600
 KINDS = ("shape", "colour", "size", "count", "relation", "background", "swap")
@@ -152,6 +153,15 @@ def test_unreadable_pictures_never_pass():
     torch.manual_seed(0)
     found, = judge(torch.rand(1, 3, 64, 64), "a red circle")
     assert not found.passed and not found.readable and found.reason.startswith("unreadable")
+
+
+def test_a_frame_wider_than_the_window_is_read_as_no_shape():
+    picture, frame = torch.full((3, CANVAS, CANVAS), 0.95), torch.zeros(CANVAS, CANVAS, dtype=torch.bool)
+    frame[5:-5, 5:-5], frame[9:-9, 9:-9] = True, False
+    picture[:, frame] = torch.tensor([0.85, 0.1, 0.1])[:, None]
+    [found] = judge(picture[None], ["a red circle"])
+    assert not found.passed and "fit no shape" in found.reason
+    assert quality(picture[None]).item() == 0
 
 
 def test_a_verdict_does_not_depend_on_the_batch(drawn):
