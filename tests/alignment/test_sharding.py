@@ -7,7 +7,7 @@ import torch
 from alignment.every_technique import trained
 from alignment.small import small_run
 from alignment.starting import finish, two_processes
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from surveylib.alignment.logs import read_rows
@@ -71,20 +71,20 @@ def test_every_technique_trains_cut_weights_as_whole_ones(tmp_path):
 
 
 @pytest.mark.truth
-def test_all_weights_are_compared_with_cut_copies_and_saved_as_a_plain_pipeline(tmp_path):
-    """Diffusion-DPO and Adjoint Matching compute with the reference, which is a copy of all weights."""
-    names = ("diffusion_dpo", "adjoint_matching")
-    changed = json.dumps(
-        {"training": {"lora_rank": None, "ema": 0.5, "lr": 1e-3}})
+@pytest.mark.parametrize("model, part, names", [("tiny-sd", "unet", ("diffusion_dpo", "adjoint_matching")),
+                                                ("tiny-flux", "transformer", ("flow_grpo",))])
+def test_all_weights_are_compared_with_cut_copies_and_saved_as_a_plain_pipeline(tmp_path, model, part, names):
+    """These techniques compute with the reference, which is a copy of all weights."""
+    changed = json.dumps({"model": model, "training": {"lora_rank": None, "ema": 0.5, "lr": 1e-3}})
     two_processes("alignment.every_technique", str(tmp_path / "whole"), changed, *names)
     two_processes("alignment.every_technique", str(tmp_path / "cut"), changed, *names, **CUT)
     for name in names:
         whole, cut = (tmp_path / kind / name for kind in ("whole", "cut"))
         alike(whole, cut)
         for folder in ("pipeline", "pipeline_ema"):
-            networks = [StableDiffusionPipeline.from_pretrained(run / folder).unet for run in (whole, cut)]
+            networks = [getattr(DiffusionPipeline.from_pretrained(run / folder), part) for run in (whole, cut)]
             assert farthest(networks[0].state_dict(), networks[1].state_dict()) < 1e-4, (name, folder)
-            configs = [(run / folder / "unet" / "config.json").read_text() for run in (whole, cut)]
+            configs = [(run / folder / part / "config.json").read_text() for run in (whole, cut)]
             assert configs[0] == configs[1]
 
 
