@@ -75,7 +75,7 @@ def test_every_technique_trains_cut_weights_as_whole_ones(tmp_path):
                                                 ("tiny-flux", "transformer", ("flow_grpo",))])
 def test_all_weights_are_compared_with_cut_copies_and_saved_as_a_plain_pipeline(tmp_path, model, part, names):
     """These techniques compute with the reference, which is a copy of all weights."""
-    changed = json.dumps({"model": model, "training": {"lora_rank": None, "ema": 0.5, "lr": 1e-3}})
+    changed = json.dumps({"model": model, "training": {"lora_rank": None, "ema": 0.5, "ema_every": 1, "lr": 1e-3}})
     two_processes("alignment.every_technique", str(tmp_path / "whole"), changed, *names)
     two_processes("alignment.every_technique", str(tmp_path / "cut"), changed, *names, **CUT)
     for name in names:
