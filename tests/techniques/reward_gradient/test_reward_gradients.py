@@ -188,12 +188,53 @@ def test_the_control_of_the_base_is_the_adjoint_alone():
 def test_trained_steps_come_from_both_parts_and_change():
     technique = AdjointMatching(AdjointMatchingConfig(steps=20, trained=4))
     noisy = torch.ones(20, dtype=torch.bool)
-    found = [technique.trained_steps(noisy, replace(Draw.of(["a"]), epoch=e)).tolist() for e in range(5)]
+    found = [technique.trained_steps(noisy, replace(Draw.of(["a"]), epoch=e)).tolist() for e in range(60)]
     assert all(sum(k < 12 for k in steps) == 2 and len(set(steps)) == 4 for steps in found)
-    assert len({tuple(steps) for steps in found}) > 1
+    assert {k for steps in found for k in steps} == set(range(20))
 
 
 # -- bad input
+def collected(trained: int | None, control: float, sampled: float = 1.0):
+    """A pipeline with guidance, what Adjoint Matching collects on it, and the technique."""
+    model = load_model("tiny-sd")
+    model.default_guidance = 5.0
+    prepare_weights(model, TRAINING, 0)
+    technique = AdjointMatching(AdjointMatchingConfig(steps=5, guidance=sampled, control_guidance=control,
+                                                      trained=trained))
+    return model, technique, technique.collect(model, Draw.of(["a cat", "a dog"]), BRIGHT)
+
+
+def test_what_is_collected_belongs_to_the_steps_that_are_trained():
+    _, technique, some = collected(2, 1.0)
+    every = collected(None, 1.0)[2]
+    rows = technique.trained_steps(torch.ones(every.n_steps, dtype=torch.bool), Draw.of(["a cat", "a dog"]))
+    assert rows.tolist() != [0, 1]
+    for name, value in some.steps.items():
+        assert torch.equal(value, every.steps[name][:, rows]), name
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("control", [1.0, 2.0])
+def test_before_any_update_the_policy_is_the_base_at_the_guidance_of_the_control(control):
+    model, technique, batch = collected(None, control, sampled=4.0)
+    _, metrics = technique.loss(model, batch.all_items(), BRIGHT, {})
+    assert metrics["step_kl"].max() < 1e-6
+
+
+@pytest.mark.truth
+def test_the_reported_kl_is_that_of_the_two_gaussians():
+    model, technique, batch = collected(None, 1.0)
+    with torch.no_grad():
+        for p in model.trainable_parameters():
+            p.add_(0.3)
+    items = batch.all_items()
+    found = technique.loss(model, items, BRIGHT, {})[1]["step_kl"]
+    step = DDIM(1.0).transition(model.predict(items["x"], items["t"], items.condition, 1.0), items["s"])
+    policy_step, base_step = (torch.distributions.Normal(mean, step.std) for mean in (step.mean, items["base"]))
+    expected = torch.distributions.kl_divergence(policy_step, base_step).flatten(1).sum(1)
+    assert expected.max() > 1e-3 and torch.allclose(found, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("method", sorted(SMALL))
 def test_a_reward_without_gradient(method):
     blind = FunctionReward(lambda pictures, prompts: pictures.mean((1, 2, 3)), "blind", False, False)
