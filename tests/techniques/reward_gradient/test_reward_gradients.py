@@ -7,6 +7,7 @@ import torch
 
 from surveylib.alignment.engine import align, prepare_weights
 from surveylib.diffusion.dynamics import DDIM
+from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
@@ -19,7 +20,7 @@ from surveylib.techniques.reward_gradient.adjoint_matching import (
     adjoint_matching_loss,
     lean_adjoint,
 )
-from surveylib.techniques.reward_gradient.draft import DRaFT, DRaFTConfig
+from surveylib.techniques.reward_gradient.draft import DRaFT, DRaFTConfig, differentiable_sample, low_variance_samples
 from surveylib.techniques.reward_gradient.pictures import straight_through_clamp
 from surveylib.techniques.reward_gradient.refl import ReFL, ReFLConfig, phi
 from surveylib.worlds.gaussian.mixture import ANY, GaussianMixture
@@ -110,6 +111,37 @@ def test_low_variance_draft_has_the_same_mean_for_any_number_of_renoisings():
     error = (means[1][1] ** 2 + means[4][1] ** 2).sqrt().clamp(min=1e-9)
     assert (difference / error).square().mean() < 2.0  # 1 if only chance separates them
     assert means[4][1].norm() <= means[1][1].norm() * 1.02
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("variant", ["full", "k"])
+def test_what_is_differentiated_is_what_the_sampler_draws_with_guidance(variant):
+    model, config = load_model("tiny-sd"), DRaFTConfig(variant, last=2, steps=3, guidance=4.0)
+    condition, noise = model.encode(["a cat", "a dog"]), model.initial_noise(2, torch.Generator().manual_seed(0))
+    found = differentiable_sample(model, condition, noise, config)
+    drawn = sample(model, condition, dynamics=DDIM(0.0), steps=3, guidance=4.0, x=noise)
+    assert found.requires_grad and torch.allclose(found, drawn, atol=1e-5)
+    plain = sample(model, condition, dynamics=DDIM(0.0), steps=3, guidance=1.0, x=noise)
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
+def test_every_renoising_of_low_variance_draft_has_its_own_noise_and_its_sample_s_prompt():
+    seen = []
+    reward = FunctionReward(lambda pictures, prompts: seen.append((pictures, prompts)) or pictures.mean((1, 2, 3)),
+                            "watching", True, False)
+    model, prompts = load_model("tiny-sd"), ["a cat", "a dog"]
+    technique = DRaFT(DRaFTConfig("lv", renoisings=3, steps=3, guidance=4.0))
+    losses, _ = technique.loss(model, technique.collect(model, Draw.of(prompts), reward).all_items(), reward, {})
+    [(pictures, texts)] = seen
+    assert texts == prompts * 3
+    assert torch.allclose(-losses, pictures.unflatten(0, (3, 2)).mean((0, 2, 3, 4)))
+    assert len({tuple(picture.flatten()[:8].tolist()) for picture in pictures[::2]}) == 3
+    condition, x0 = model.encode(prompts), model.initial_noise(2, torch.Generator().manual_seed(0))
+    noises = torch.randn(3, *x0.shape, generator=torch.Generator().manual_seed(1))
+    together = low_variance_samples(model, condition, x0, noises, technique.config)
+    for k in range(2):
+        alone = low_variance_samples(model, condition[k], x0[k : k + 1], noises[:, k : k + 1], technique.config)
+        assert torch.allclose(together[k::2], alone, atol=1e-5)
 
 
 def test_straight_through_clamp():
