@@ -27,9 +27,15 @@ def notebook_name(chapter: Path, chapters: Path = CHAPTERS) -> str:
     return "__".join(chapter.relative_to(chapters).with_suffix("").parts) + ".ipynb"
 
 
+def chapter_files(chapters: Path = CHAPTERS) -> list[Path]:
+    """All chapters; what an editor keeps in hidden folders is none."""
+    return [path for path in sorted(chapters.glob("**/*.md"))
+            if not any(part.startswith(".") for part in path.relative_to(chapters).parts)]
+
+
 def code_chapters(chapters: Path = CHAPTERS) -> list[Path]:
     """Chapters with at least one code cell."""
-    return [path for path in sorted(chapters.glob("**/*.md"))
+    return [path for path in chapter_files(chapters)
             if any(cell.cell_type == "code" for cell in jupytext.read(path).cells)]
 
 

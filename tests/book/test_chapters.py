@@ -9,11 +9,11 @@ import jupytext
 import nbformat
 import pytest
 import yaml
-from notebooks import CHAPTERS, NOTEBOOKS, ROOT, code_chapters, notebook_name, write_notebooks
+from notebooks import CHAPTERS, NOTEBOOKS, ROOT, chapter_files, code_chapters, notebook_name, write_notebooks
 
 from surveylib import catalog
 
-FILES = sorted(CHAPTERS.glob("**/*.md"))
+FILES = chapter_files()
 ids = [str(path.relative_to(CHAPTERS)) for path in FILES]
 
 
