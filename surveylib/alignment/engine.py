@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from surveylib.alignment.checkpoints import CheckpointFolder
 from surveylib.alignment.processes import AlignmentError, Processes
-from surveylib.alignment.sharding import collected, shard
+from surveylib.alignment.sharding import gathered_tree, shard
 from surveylib.diffusion.lora import add_lora, lora_layers
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.diffusion.speed import autocast_type, plain_attention
 from surveylib.diffusion.timesteps import times_of_uniform
-from surveylib.diffusion.weights import fitted, whole
+from surveylib.diffusion.weights import gathered, sharded_like
 from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import permutation, seed_of
 from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
@@ -219,8 +219,8 @@ class Alignment:
         return self.processes.sum_numbers(sums) | self._step(total)
 
     def _idle(self, batch: Batch, part: Tensor, draw: Draw, pieces: int) -> list:
-        """Where weights are cut, every process calls the network as often as the one with the most items of this part:
-        micro-batches of one item whose loss counts nothing."""
+        """Where weights are sharded, every process calls the network as often as the one with the most items of this
+        part: micro-batches of one item whose loss counts nothing."""
         if self.processes.sharding is None:
             return []
         most = self.processes.most(part, draw.total) * batch.n_steps
@@ -267,7 +267,7 @@ class Alignment:
         return self._guarded(work, "micro_batch")
 
     def _needless_call(self, items) -> Tensor:
-        """Zero, by a call of the network: where weights are cut, a process whose items need none meets the others."""
+        """Zero, by a call of the network: where weights are sharded, a process that needs none meets the others."""
         x = torch.zeros(1, *self.model.latent_shape, device=self.model.device)
         time = times_of_uniform(torch.full((1,), 0.5, device=x.device), self.model.schedule)
         return 0 * self.model.output(x, time, items.condition[:1], 1.0).float().sum()
@@ -281,7 +281,7 @@ class Alignment:
             self.scaler.unscale_(self.optimiser)
             for p in self.parameters:
                 p.grad.div_(total)
-        norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        norm = gathered(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         nn.utils.clip_grads_with_norm_(self.parameters, training.clip_norm, norm)
         if not norm.isfinite():
             if not scaled or self.scaler.get_scale() < 1:
@@ -332,7 +332,7 @@ class Alignment:
 
     # -- checkpoint -----------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on. Cut weights are put together on rank 0, which writes: all
+        """Everything that the next epoch depends on. Sharded weights are put together on rank 0, which writes: all
         processes must call."""
         state = {
             "epoch": self.epoch, "updates": self.updates, "ledger": self.ledger.state_dict(),
@@ -340,7 +340,7 @@ class Alignment:
             "optimiser": self.optimiser.state_dict(), "technique": self.technique.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        return state if self.processes.sharding is None else collected(state, self.processes.main)
+        return state if self.processes.sharding is None else gathered_tree(state, self.processes.main)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint."""
@@ -348,12 +348,12 @@ class Alignment:
         self.ledger.load_state_dict(state["ledger"])
         with torch.no_grad():
             for name, p in self.model.named_trainable_parameters().items():
-                p.copy_(fitted(state["policy"][name], p))
+                p.copy_(sharded_like(state["policy"][name], p))
         self.model.load_snapshots(state["snapshots"])
         if self.processes.sharding is not None:
             for number, moments in state["optimiser"]["state"].items():
                 p = self.parameters[number]
-                moments |= {name: fitted(value, p) for name, value in moments.items() if value.shape == p.shape}
+                moments |= {name: sharded_like(value, p) for name, value in moments.items() if value.shape == p.shape}
         self.optimiser.load_state_dict(state["optimiser"])
         self.technique.load_state_dict(state["technique"])
         if state.get("scaler"):

@@ -2,8 +2,8 @@
 
 Each process holds the whole model and a part of the samples; gradients are summed over processes after the last
 micro-batch, so that nothing is wrapped around the network and techniques may call it as often as they like.
-Start with ``accelerate launch`` or ``torchrun``. Under FSDP2 the network's weights are cut too (`sharding`). DeepSpeed
-is refused: a run under it cannot be resumed from safetensors.
+Start with ``accelerate launch`` or ``torchrun``. Under FSDP2 the network's weights are sharded too (`sharding`).
+DeepSpeed is refused: a run under it cannot be resumed from safetensors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Processes:
 
     Attributes:
         rank, count: of this process. device: where accelerate puts it. main: whether this is rank 0.
-        sharding: how the network's weights are cut over the processes; None: each has them whole.
+        sharding: how the network's weights are sharded over the processes; None: each has them whole.
 
     Raises:
         AlignmentError: started under DeepSpeed, or under FSDP in a way that is not supported.
@@ -99,8 +99,8 @@ class Processes:
         return int(torch.bincount(samples // (total // self.count)).max())
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Adds up ``.grad`` over processes in place, in one message. Gradients of cut weights were averaged on their
-        way: they are only multiplied."""
+        """Adds up ``.grad`` over processes in place, in one message. Gradients of sharded weights were averaged on
+        their way: they are only multiplied."""
         if self.count == 1:
             return
         if self.sharding is not None:

@@ -36,10 +36,10 @@ from surveylib.alignment.logs import METRICS_FILE, Log, read_rows, writes_events
 from surveylib.alignment.preferences import OWN, check_preferences, load_preferences
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import setting
-from surveylib.alignment.sharding import whole_network
+from surveylib.alignment.sharding import gathered_network
 from surveylib.diffusion.lora import lora_layers, save_lora
 from surveylib.diffusion.pipelines import PipelineModel
-from surveylib.diffusion.weights import is_cut
+from surveylib.diffusion.weights import is_sharded
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.checkpoint import write_atomically
@@ -313,8 +313,8 @@ def save(model: PipelineModel, folder: Path, write: bool = True) -> None:
     if lora_layers(model.network):
         save_lora(model, folder, write)
         return
-    cut = any(is_cut(p) for p in model.network.parameters())
-    network = whole_network(model.network, write) if cut else model.network
+    sharded = any(is_sharded(p) for p in model.network.parameters())
+    network = gathered_network(model.network, write) if sharded else model.network
     if write:
         setattr(model.pipeline, model.part, network)
         model.pipeline.save_pretrained(folder, safe_serialization=True)

@@ -1,4 +1,4 @@
-"""Weights cut over processes: FSDP2 (torch's ``fully_shard``, arXiv 2304.11277) as accelerate's launcher asks for it.
+"""Weights sharded over processes: FSDP2 (torch's ``fully_shard``, arXiv 2304.11277) as accelerate asks for it.
 
     accelerate launch --use_fsdp --fsdp_version 2 --num_processes 4 -m surveylib.cli align ...
 
@@ -18,7 +18,7 @@ import torch
 from accelerate import FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 
-from surveylib.diffusion.weights import is_cut, whole
+from surveylib.diffusion.weights import gathered, is_sharded
 
 ASKED = "ACCELERATE_USE_FSDP"
 
@@ -66,25 +66,25 @@ def shard(network: nn.Module, plugin: FullyShardedDataParallelPlugin) -> None:
         fully_shard(module, reshard_after_forward=True)
 
 
-def collected(tree: Any, keep: bool) -> Any:
+def gathered_tree(tree: Any, keep: bool) -> Any:
     """Nested dicts and lists with every cut tensor put together, on the CPU; all processes must call, and those that do
     not `keep` get None in its place."""
     if isinstance(tree, dict):
-        return {key: collected(value, keep) for key, value in tree.items()}
+        return {key: gathered_tree(value, keep) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(collected(value, keep) for value in tree)
-    if isinstance(tree, Tensor) and is_cut(tree):
-        value = whole(tree.detach())
+        return type(tree)(gathered_tree(value, keep) for value in tree)
+    if isinstance(tree, Tensor) and is_sharded(tree):
+        value = gathered(tree.detach())
         return value.cpu() if keep else None
     return tree
 
 
-def whole_network(network: nn.Module, keep: bool) -> nn.Module | None:
-    """A plain copy of a diffusers network whose weights are cut, on the CPU, to be saved; all processes must call, and
-    those that do not `keep` get None."""
+def gathered_network(network: nn.Module, keep: bool) -> nn.Module | None:
+    """A plain copy of a diffusers network whose weights are sharded, on the CPU, to be saved; all processes must call,
+    and those that do not `keep` get None."""
     from torch.distributed.fsdp import FSDPModule
 
-    state = collected(network.state_dict(), keep)
+    state = gathered_tree(network.state_dict(), keep)
     if not keep:
         return None
     kind = next(k for k in type(network).__mro__ if not issubclass(k, FSDPModule))

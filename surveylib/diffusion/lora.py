@@ -23,7 +23,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from surveylib.diffusion.weights import lora_layers, whole
+from surveylib.diffusion.weights import gathered, lora_layers
 
 POLICY = "policy"  # the adapter's name inside peft
 WEIGHT_FILE = "pytorch_lora_weights.safetensors"
@@ -101,8 +101,8 @@ def _check_targets(network: nn.Module, targets: Sequence[str] | None) -> Sequenc
 def save_lora(model, folder: str | Path, write: bool = True) -> Path:
     """Write the adapter to `folder` in diffusers' format, with its metadata, and return the file's path.
 
-    In plain diffusers: ``pipeline.load_lora_weights(folder)``. Where weights are cut over processes all must call; one
-    of them writes.
+    In plain diffusers: ``pipeline.load_lora_weights(folder)``. Where weights are sharded over processes all must call;
+    one of them writes.
 
     Raises ValueError when the model has no adapter or no pipeline to save through.
     """
@@ -114,7 +114,7 @@ def save_lora(model, folder: str | Path, write: bool = True) -> Path:
         folder,
         is_main_process=write,
         **{
-            f"{part}_lora_layers": {name: whole(value) for name, value in layers.items()},
+            f"{part}_lora_layers": {name: gathered(value) for name, value in layers.items()},
             f"{part}_lora_adapter_metadata": model.network.peft_config[POLICY].to_dict(),
         },
     )

@@ -11,8 +11,8 @@ which weights it computes:
 ``with model.weights("old"): ...`` computes with the copy and puts the policy back at the end. The swap exchanges
 pointers, not numbers, so a graph built before it still backpropagates through the policy it was built with.
 
-Weights may be cut over processes (FSDP2, `surveylib.alignment.sharding`): copies are then cut alike, and a swap copies
-numbers, since what gathers the weights for a call knows the place of its part.
+Weights may be sharded over processes (FSDP2, `surveylib.alignment.sharding`): copies are then cut alike, and a swap
+copies numbers, since what gathers the weights for a call knows the place of its part.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class NamedWeights:
             if bad:
                 raise ValueError(f"the copy {name!r} does not fit this network: {bad[0]} ({len(bad)} such parameters)")
         self.__dict__["_snapshots"] = {
-            name: {k: fitted(v.detach().clone(), parameters[k]) for k, v in values.items()}
+            name: {k: sharded_like(v.detach().clone(), parameters[k]) for k, v in values.items()}
             for name, values in snapshots.items()
         }
 
@@ -146,7 +146,7 @@ def _swapped(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]
     missing = [key for key in values if key not in parameters]
     if missing:
         raise ValueError(f"the copy was taken of another set of weights: {missing[0]} is not in the network any more")
-    kept = {key: parameters[key].detach().clone() if is_cut(parameters[key]) else parameters[key].data
+    kept = {key: parameters[key].detach().clone() if is_sharded(parameters[key]) else parameters[key].data
             for key in values}
     for key, value in values.items():
         _put(parameters[key], value)
@@ -158,29 +158,29 @@ def _swapped(network: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]
 
 
 def _put(parameter: nn.Parameter, value: Tensor) -> None:
-    if is_cut(parameter):
+    if is_sharded(parameter):
         with torch.no_grad():
             parameter.copy_(value)
     else:
         parameter.data = value
 
 
-def is_cut(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds only a part of the tensor (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all processes; all of them must ask. A tensor that is not cut is returned as it is.
     """
-    return tensor.full_tensor() if is_cut(tensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def fitted(value: Tensor, parameter: Tensor) -> Tensor:
+def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     """`value`, whole, with the place and type of `parameter` and cut as that is: this process's part."""
     value = value.to(parameter.device, parameter.dtype)
-    if not is_cut(parameter) or is_cut(value):
+    if not is_sharded(parameter) or is_sharded(value):
         return value
-    from torch.distributed.tensor import distribute_tensor  # slow to import, and without it nothing is cut
+    from torch.distributed.tensor import distribute_tensor  # slow to import, and without it nothing is sharded
 
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)

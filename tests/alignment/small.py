@@ -10,7 +10,7 @@ import torch
 
 from surveylib.alignment.engine import Progress, align
 from surveylib.alignment.processes import Processes
-from surveylib.diffusion.weights import is_cut, whole
+from surveylib.diffusion.weights import gathered, is_sharded
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.techniques.contract import Training
@@ -57,9 +57,9 @@ def main() -> None:
         sys.stdout.write(f"epoch {' '.join(map(str, said))}\n")  # in one piece: another process writes there too
         sys.stdout.flush()
     parameters = model.named_trainable_parameters()
-    held = sum((p.to_local() if is_cut(p) else p).numel() for p in parameters.values())
+    held = sum((p.to_local() if is_sharded(p) else p).numel() for p in parameters.values())
     sys.stdout.write(f"holds {held / sum(p.numel() for p in parameters.values()):.2f}\n")
-    weights = {name: whole(p.detach()).contiguous() for name, p in parameters.items()}
+    weights = {name: gathered(p.detach()).contiguous() for name, p in parameters.items()}
     if processes.main:
         save_file(weights, result)
 
