@@ -28,6 +28,7 @@ _FACTORIES: dict[str, str] = {
     "faithfulness": f"{_HOME}.judge_based:Faithfulness",
     "faithfulness_hard": f"{_HOME}.judge_based:HardFaithfulness",
     "shapes_quality": f"{_HOME}.judge_based:PictureQuality",
+    "count_and_colour": f"{_HOME}.count_and_colour:CountAndColour",
     "ocr": f"{_HOME}.ocr:TextRendering",
     "clip_score": f"{_HOME}.pretrained.clip_score:load",
     "aesthetic": f"{_HOME}.pretrained.aesthetic:load",

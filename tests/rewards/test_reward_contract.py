@@ -97,7 +97,7 @@ def test_learned_and_tiny_rewards_load_under_their_names():
 
 
 @pytest.mark.parametrize("name", ["jpeg_compressibility", "jpeg_incompressibility", "brightness", "colourfulness",
-                                  "faithfulness", "faithfulness_hard", "shapes_quality"])
+                                  "faithfulness", "faithfulness_hard", "shapes_quality", "count_and_colour"])
 def test_rewards_without_weights_load_under_their_name(name):
     reward = load_reward(name)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

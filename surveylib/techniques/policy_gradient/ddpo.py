@@ -12,7 +12,8 @@ likelihood ratio, and eps = 1e-4 belongs to that.
 
 Deviations from kvablack/ddpo-pytorch: timesteps are not permuted one by one within a sample (an update averages over
 whole trajectories, so the order has no effect); no mixed precision, whose rounding alone moves a mean log-probability
-by more than the clip; steps without noise (the last one, where the schedule ends at abar = 1) are left out.
+by more than the clip; steps without noise (the last one, where the schedule ends at abar = 1) are left out; a
+timestep_fraction below 1 takes the noisiest steps, as yifan123/flow_grpo does, and not a random share.
 Chapter: techniques/02_denoising_as_a_decision_process.
 """
 
@@ -31,7 +32,7 @@ from surveylib.diffusion.rollout import step_log_prob
 from surveylib.techniques.advantages import PromptTracker
 from surveylib.techniques.contract import Batch, Draw, Items, Preset, Technique, TechniqueError, Training
 from surveylib.techniques.paths import decode_all, sample_paths, score_all
-from surveylib.techniques.policy_gradient.replay import stored_steps
+from surveylib.techniques.policy_gradient.replay import check_fraction, stored_steps
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class DDPOConfig:
 
     estimator: "is" (importance sampling with clip, several updates a batch) or "sf" (score function, one update).
     steps, eta, guidance: of the rollout; guidance None takes the model's own and is used in training too.
+    timestep_fraction: share of the steps that is trained, the noisiest first. What a picture shows is decided there;
+    the later steps add more to the variance of the gradient than to the gradient.
     clip: eps. clip_advantage: bound of |A|. reduction: of log-probabilities; clip 1e-4 belongs to "mean".
     tracker_size, tracker_least: rewards kept a prompt, and how many are needed before they count.
     """
@@ -48,6 +51,7 @@ class DDPOConfig:
     steps: int = 50
     eta: float = 1.0
     guidance: float | None = 5.0
+    timestep_fraction: float = 1.0
     clip: float = 1e-4
     clip_advantage: float = 5.0
     reduction: Reduction = "mean"
@@ -59,6 +63,7 @@ class DDPOConfig:
             raise TechniqueError(f"estimator={self.estimator!r}: choose 'is' or 'sf'")
         if not 0 < self.eta <= 1:
             raise TechniqueError(f"eta={self.eta} must be in (0, 1]: without noise no step has a probability")
+        check_fraction(self.timestep_fraction)
         if self.clip <= 0 or self.steps < 1:
             raise TechniqueError(f"clip={self.clip} must be positive and steps={self.steps} at least 1")
 
@@ -101,7 +106,7 @@ class DDPO(Technique):
         pictures = decode_all(model, paths.x0, draw.batch)
         rewards = score_all(signal, pictures, draw.prompts, draw.batch)
         advantage = self._advantages(draw, rewards)
-        steps, _ = stored_steps(paths)
+        steps, _ = stored_steps(paths, c.timestep_fraction)
         return Batch(condition, {"advantage": advantage}, steps, {"reward": rewards.mean().item()}, pictures)
 
     def _advantages(self, draw: Draw, rewards: Tensor) -> Tensor:

@@ -46,7 +46,13 @@ from surveylib.techniques.advantages import group_advantages
 from surveylib.techniques.contract import Batch, Draw, Items, Preset, Technique, TechniqueError, Training
 from surveylib.techniques.paths import decode_all, sample_paths, score_all
 from surveylib.techniques.policy_gradient.ddpo import importance_sampling_loss
-from surveylib.techniques.policy_gradient.replay import kl_ahead, kl_to_mean, reference_transitions, stored_steps
+from surveylib.techniques.policy_gradient.replay import (
+    check_fraction,
+    kl_ahead,
+    kl_to_mean,
+    reference_transitions,
+    stored_steps,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class FlowGRPOConfig:
     steps, guidance: of the rollout; guidance None takes the model's own and is used in training too.
     dynamics, noise: "sde" or "cps", and its a. window: consecutive steps with noise, None for all; its first step is
     drawn from the first half of the steps. shared_noise: one initial noise for all samples of a prompt.
+    timestep_fraction: share of the steps with noise that is trained, the noisiest first, rounded up (official code:
+    0.99 of all steps, which leaves the last of 10 out; here that one has no noise).
     clip: eps. clip_advantage: bound of |A|. scale: the std that A is divided by: of all rewards ("global"), of the
     group ("group"), or none (then beta is in units of the reward).
     beta: weight of the KL term, 0 for none. kl, kl_gradient, log_prob, reduction: see the module.
@@ -67,6 +75,7 @@ class FlowGRPOConfig:
     noise: float = 0.7
     window: int | None = None
     shared_noise: bool = False
+    timestep_fraction: float = 1.0
     clip: float = 1e-4
     clip_advantage: float = 5.0
     scale: Literal["global", "group", "none"] = "global"
@@ -92,6 +101,11 @@ class FlowGRPOConfig:
         if self.clip <= 0 or self.beta < 0 or self.steps < 2:
             raise TechniqueError(f"clip={self.clip} must be positive, beta={self.beta} not negative, steps="
                                  f"{self.steps} at least 2 (the last step has no noise)")
+        check_fraction(self.timestep_fraction)
+        if self.timestep_fraction < 1 and (self.window is not None or self.kl_gradient == "path"):
+            raise TechniqueError(f"timestep_fraction={self.timestep_fraction} with window={self.window}, kl_gradient="
+                                 f"{self.kl_gradient!r}: a window chooses the steps itself, and the whole gradient of "
+                                 "the KL needs every step. Leave timestep_fraction at 1 there")
         if self.window is not None and not 1 <= self.window < self.steps:
             raise TechniqueError(f"window={self.window} must be between 1 and steps - 1 = {self.steps - 1}")
 
@@ -138,7 +152,7 @@ class FlowGRPO(Technique):
                              keep_means=c.log_prob == "official" or c.kl_gradient == "path")
         pictures = decode_all(model, paths.x0, draw.batch)
         rewards = score_all(signal, pictures, draw.prompts, draw.batch)
-        steps, k = stored_steps(paths)
+        steps, k = stored_steps(paths, c.timestep_fraction)
         mean = None if paths.mean is None else paths.mean[:, k.to(paths.x.device)].flatten(0, 1)
         if c.log_prob == "official":
             old = official_cps_log_prob(steps["x_next"].flatten(0, 1), mean, c.reduction)

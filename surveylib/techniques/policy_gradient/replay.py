@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,11 @@ from surveylib.techniques.contract import TechniqueError
 from surveylib.techniques.paths import Paths
 
 
-def stored_steps(paths: Paths) -> tuple[dict[str, Tensor], Tensor]:
+def stored_steps(paths: Paths, timestep_fraction: float = 1.0) -> tuple[dict[str, Tensor], Tensor]:
     """The steps of N paths that have noise, and their indices (K,).
 
-    The fields are x, x_next (N, K, *latent_shape), t, s, old (N, K); x and x_next are views where all but the ends is
-    kept.
+    timestep_fraction: share of these steps that is kept, the noisiest first, rounded up. The fields are
+    x, x_next (N, K, *latent_shape), t, s, old (N, K); x and x_next are views where all but the ends is kept.
 
     Raises:
         TechniqueError: no step has noise.
@@ -24,10 +26,18 @@ def stored_steps(paths: Paths) -> tuple[dict[str, Tensor], Tensor]:
     if not len(k):
         raise TechniqueError(f"none of the {len(paths.stochastic)} steps has noise, so no step has a probability: "
                              "choose stochastic dynamics and at least two steps")
+    k = k[: math.ceil(timestep_fraction * len(k) - 1e-9)]
     t, s = paths.times(k)
     where = k.to(paths.x.device)
     fields = {"x": paths.x[:, where], "x_next": paths.x[:, where + 1], "t": t, "s": s, "old": paths.log_prob[:, where]}
     return fields, k
+
+
+def check_fraction(timestep_fraction: float) -> None:
+    """Raises TechniqueError for a share of the steps outside (0, 1]."""
+    if not 0 < timestep_fraction <= 1:
+        raise TechniqueError(f"timestep_fraction={timestep_fraction} must be in (0, 1]: the share of the chain's steps "
+                             "that is trained, the noisiest first")
 
 
 @torch.no_grad()

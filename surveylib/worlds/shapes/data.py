@@ -154,9 +154,11 @@ def _trainable(spec: Spec) -> bool:
     return not is_held_out(spec) and not spec.unseen_pair
 
 
-def example(rng: np.random.Generator, flaws: dict[str, float] = FLAWS) -> Example:
+def example(
+    rng: np.random.Generator, flaws: dict[str, float] = FLAWS, mixture: dict[str | None, float] = MIXTURE
+) -> Example:
     """Draw one training example; held-out tuples and unseen pairs never occur, neither drawn nor by a caption flaw."""
-    names, shares = list(MIXTURE), np.array(list(MIXTURE.values()))
+    names, shares = list(mixture), np.array(list(mixture.values()))
     while True:
         category = names[rng.choice(len(names), p=shares / shares.sum())]
         spec = sample_spec(category, rng)

@@ -223,6 +223,29 @@ def test_settings_that_no_method_can_work_with():
         Training(samples=10, samples_per_prompt=4)
 
 
+@pytest.mark.parametrize("Method, Config, family", [(DDPO, DDPOConfig, "vp"), (FlowGRPO, FlowGRPOConfig, "flow")])
+def test_a_fraction_of_the_timesteps_is_the_noisiest_ones_of_the_same_paths(Method, Config, family):
+    model, base = point_policy(family), {"steps": 8, "guidance": 1.0}
+    whole = Method(Config(**base)).collect(model, draw(), RIGHT)
+    for fraction, kept in ((0.5, -(-whole.n_steps // 2)), (0.01, 1), (1.0, whole.n_steps)):
+        part = Method(Config(timestep_fraction=fraction, **base)).collect(model, draw(), RIGHT)
+        assert part.n_steps == kept
+        for name in ("x", "x_next", "t", "s", "old"):
+            assert torch.equal(part.steps[name], whole.steps[name][:, :kept])
+    assert (whole.steps["t"][0].diff() < 0).all()  # from noise to data
+
+
+def test_a_fraction_of_the_timesteps_is_checked():
+    for Config in (DDPOConfig, FlowGRPOConfig):
+        for bad in (0.0, -0.5, 1.5):
+            with pytest.raises(TechniqueError, match=f"timestep_fraction={bad}"):
+                Config(timestep_fraction=bad)
+    with pytest.raises(TechniqueError, match="window chooses"):
+        FlowGRPOConfig(timestep_fraction=0.5, window=2)
+    with pytest.raises(TechniqueError, match="needs every step"):
+        FlowGRPOConfig(timestep_fraction=0.5, kl_gradient="path")
+
+
 def test_score_function_loss_has_the_sign_of_ascent():
     log_prob = torch.zeros(2, requires_grad=True)
     score_function_loss(log_prob, torch.tensor([2.0, -3.0])).sum().backward()

@@ -6,7 +6,7 @@ changed (hard negatives, as in NegCLIP, arXiv 2210.01936): without them colours 
 Contrast alone teaches colours in a thousand steps and shapes hardly at all: 8-pixel patches say little each. Linear
 heads (`attributes`) that are dropped at the end read every patch and the scene off the vision tower, and the caption
 off the text tower, beside the contrast; their weight falls to zero by a cosine over the run. Captions are those of
-`make_labelled_pool`, which say what was drawn.
+`make_labelled_pool`, which say what was drawn. `--init FOLDER` goes on from a model with fresh heads and optimiser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
 
-from surveylib.worlds.shapes.data import change_one
+from surveylib.worlds.shapes.data import MIXTURE, change_one
 from surveylib.worlds.shapes.pretrain.attributes import CaptionHeads, PictureHeads, attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
@@ -34,6 +34,8 @@ from surveylib.worlds.shapes.prompts import parse, realise
 
 CONFIG = LoopConfig(steps=5000, batch=64, lr=1e-3, warmup=200, ema=0.998, decay=0.05)
 POOL, POOL_SEED = 16_000, 3
+# Shares of the caption categories of --relations: order and binding are what contrast learns last.
+RELATIONS = MIXTURE | {"position": 0.40, "colour attribution": 0.20}
 NEGATIVES = 5  # hard negatives a picture
 HARD = ("swap", "relation", "shape", "size", "count", "colour")  # kinds that are asked for in turn
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -134,15 +136,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--lr", type=float, default=CONFIG.lr)
+    parser.add_argument("--init", type=Path, help="model folder to go on from")
+    parser.add_argument("--pool", type=int, default=POOL, help="training pictures")
+    parser.add_argument("--pool-seed", type=int, default=POOL_SEED)
+    parser.add_argument("--relations", action="store_true", help="more pictures of relations and of two colours")
     parser.add_argument("--bfloat16", action="store_true", help="network in bfloat16 autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
-    pool = make_labelled_pool(POOL, POOL_SEED, args.out.parent / "pools")
-    tokenizer = build_tokenizer(pool.captions[:20_000])
+    config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
+    mixture = RELATIONS if args.relations else MIXTURE
+    pool = make_labelled_pool(args.pool, args.pool_seed, args.out.parent / "pools", mixture)
+    if args.init:
+        tokenizer = CLIPProcessor.from_pretrained(args.init).tokenizer
+    else:
+        tokenizer = build_tokenizer(pool.captions[:20_000])
     tokens, said = token_ids(tokenizer, pool.captions), attribute_targets(pool.captions)
     torch.manual_seed(config.seed)
-    model = build(tokenizer)
+    model = CLIPModel.from_pretrained(args.init) if args.init else build(tokenizer)
     nets = nn.ModuleDict({"clip": model, "pictures": PictureHeads(128), "captions": CaptionHeads(128, len(tokenizer))})
     nets = nets.to(args.device).train()
     model.set_attn_implementation("eager")  # much faster than the fused kernel in bfloat16 on a CPU, the same numbers

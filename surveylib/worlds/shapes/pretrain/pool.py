@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from surveylib.worlds.shapes.data import FLAWS, example, pictures_of, stream
+from surveylib.worlds.shapes.data import FLAWS, MIXTURE, example, pictures_of, stream
 from surveylib.worlds.shapes.pretrain.attributes import scene_labels
 
 
@@ -51,9 +52,13 @@ def make_pool(n: int, seed: int, folder: str | Path) -> Pool:
     return Pool(pictures, captions)
 
 
-def make_labelled_pool(n: int, seed: int, folder: str | Path) -> Pool:
-    """As `make_pool`, with captions that say what was drawn (no wrong or incomplete ones) and `scene_labels`."""
-    file = Path(folder) / f"labelled-{n}-{seed}.safetensors"
+def make_labelled_pool(n: int, seed: int, folder: str | Path, mixture: dict[str | None, float] = MIXTURE) -> Pool:
+    """As `make_pool`, with captions that say what was drawn (no wrong or incomplete ones) and `scene_labels`.
+
+    mixture: shares of the caption categories.
+    """
+    shares = hashlib.sha256(json.dumps(list(mixture.items())).encode()).hexdigest()[:6]
+    file = Path(folder) / f"labelled-{n}-{seed}-{shares}.safetensors"
     texts = file.with_suffix(".json")
     if not (file.exists() and texts.exists()):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +66,7 @@ def make_labelled_pool(n: int, seed: int, folder: str | Path) -> Pool:
         flaws = {name: rate for name, rate in FLAWS.items() if not name.endswith("caption")}
         pictures, labels, captions = [], [], []
         while len(captions) < n:
-            examples = [example(rng, flaws) for _ in range(min(512, n - len(captions)))]
+            examples = [example(rng, flaws, mixture) for _ in range(min(512, n - len(captions)))]
             pictures.append((pictures_of(examples, rng) * 255).round().to(torch.uint8))
             labels += [scene_labels(e.scene) for e in examples]
             captions += [e.caption for e in examples]
