@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPTextModel
+from transformers import CLIPModel, CLIPProcessor, CLIPTextModel
 
 from surveylib.diffusion.zoo import CHECKPOINTS
 from surveylib.worlds.shapes.data import stream
@@ -289,6 +289,20 @@ def test_clip_loss_ignores_equal_captions(tokenizer):
 def test_a_missing_autoencoder_says_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pretrain\.autoencoder"):
         load_autoencoder(tmp_path)
+
+
+def test_clip_goes_on_from_a_folder_and_at_no_rate_stays_what_it_was(tmp_path, monkeypatch):
+    folder = CHECKPOINTS / "shapes-clip"
+    arguments = ["--init", str(folder), "--out", str(tmp_path / "run"), "--steps", "2", "--lr", "0", "--pool", "64",
+                 "--pool-seed", "5", "--relations", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["clip", *arguments])
+    clip.main()
+    old, new = (CLIPModel.from_pretrained(path).state_dict() for path in (folder, tmp_path / "run" / "model"))
+    assert old.keys() == new.keys() and all(torch.allclose(old[k], new[k], atol=1e-6) for k in old)
+    texts = ["a red circle left of a blue star"]
+    folders = (folder, tmp_path / "run" / "model")
+    tokens = [CLIPProcessor.from_pretrained(path)(text=texts).input_ids for path in folders]
+    assert tokens[0] == tokens[1]
 
 
 def test_trimming_tokens_leaves_the_embedding(tokenizer):
