@@ -41,8 +41,7 @@ class DDPOConfig:
 
     estimator: "is" (importance sampling with clip, several updates a batch) or "sf" (score function, one update).
     steps, eta, guidance: of the rollout; guidance None takes the model's own and is used in training too.
-    timestep_fraction: share of the steps that is trained, the noisiest first. What a picture shows is decided there;
-    the later steps add more to the variance of the gradient than to the gradient.
+    timestep_fraction: share of the steps that is trained, the noisiest first, rounded up.
     clip: eps. clip_advantage: bound of |A|. reduction: of log-probabilities; clip 1e-4 belongs to "mean".
     tracker_size, tracker_least: rewards kept a prompt, and how many are needed before they count.
     """

@@ -35,7 +35,7 @@ from surveylib.worlds.shapes.prompts import parse, realise
 CONFIG = LoopConfig(steps=5000, batch=64, lr=1e-3, warmup=200, ema=0.998, decay=0.05)
 POOL, POOL_SEED = 16_000, 3
 # Shares of the caption categories of --relations: order and binding are what contrast learns last.
-RELATIONS = MIXTURE | {"position": 0.40, "colour attribution": 0.20}
+RELATIONAL = MIXTURE | {"position": 0.40, "colour attribution": 0.20}
 NEGATIVES = 5  # hard negatives a picture
 HARD = ("swap", "relation", "shape", "size", "count", "colour")  # kinds that are asked for in turn
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
-    mixture = RELATIONS if args.relations else MIXTURE
+    mixture = RELATIONAL if args.relations else MIXTURE
     pool = make_labelled_pool(args.pool, args.pool_seed, args.out.parent / "pools", mixture)
     if args.init:
         tokenizer = CLIPProcessor.from_pretrained(args.init).tokenizer
