@@ -23,6 +23,13 @@ def farthest(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> floa
     return max((one[name].float() - two[name].float()).abs().max().item() for name in one)
 
 
+def root_mean_square(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+    """Of the differences: where a gradient is next to nothing, rounding decides on which side Adam steps, so that the
+    farthest entry says little at a large rate."""
+    assert one.keys() == two.keys()
+    return torch.cat([(one[name].float() - two[name].float()).flatten() for name in one]).square().mean().sqrt().item()
+
+
 @pytest.mark.truth
 @pytest.mark.parametrize("changed", [
     {},
@@ -83,7 +90,8 @@ def test_all_weights_are_compared_with_cut_copies_and_saved_as_a_plain_pipeline(
         alike(whole, cut)
         for folder in ("pipeline", "pipeline_ema"):
             networks = [getattr(DiffusionPipeline.from_pretrained(str(run / folder)), part) for run in (whole, cut)]
-            assert farthest(networks[0].state_dict(), networks[1].state_dict()) < 1e-4, (name, folder)
+            apart = root_mean_square(*(network.state_dict() for network in networks))
+            assert apart < 1e-5, (name, folder)  # a hundredth of a step of lr 1e-3
             configs = [(run / folder / part / "config.json").read_text() for run in (whole, cut)]
             assert configs[0] == configs[1]
 
