@@ -13,7 +13,7 @@ the zero vector. n equal tokens act in the joint attention as one token whose lo
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
 to 256, and ours, which pads to 8, both draw what was trained.
 
-`--init FOLDER` goes on from a pipeline with a fresh optimiser.
+`--init FOLDER` goes on from a pipeline with a fresh optimiser. The pipeline draws with shift 5 (SD3 has 3).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def save(nets: nn.ModuleDict, vae, tokenizer, out: Path) -> None:
     first, second = (encoder.cpu().eval() for encoder in nets["text"])
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer.half(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         vae=vae.half(),
         text_encoder=first,
         tokenizer=tokenizer,
