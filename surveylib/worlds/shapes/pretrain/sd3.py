@@ -13,7 +13,9 @@ the zero vector. n equal tokens act in the joint attention as one token whose lo
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
 to 256, and ours, which pads to 8, both draw what was trained.
 
-`--init FOLDER` goes on from a pipeline with a fresh optimiser. The pipeline draws with shift 5 (SD3 has 3).
+`--init FOLDER` goes on from a pipeline with a fresh optimiser.
+
+The pipeline draws with shift 5 (SD3's own is 3).
 """
 
 from __future__ import annotations
