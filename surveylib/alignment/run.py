@@ -133,8 +133,9 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     place = setting(recipe.scale)
     prompts = place.train_prompts if recipe.prompts is None else read_prompts(recipe.prompts)
     device = processes.device if processes is not None and processes.count > 1 else None
+    reward = load_reward(name) if kind is None else None  # before the model: its weights may be missing
     model = load_model(recipe.model or tiny.model, device)
-    signal = load_reward(name, model.device) if kind is None else load_preferences(name, kind, model, prompts=prompts)
+    signal = load_preferences(name, kind, model, prompts=prompts) if reward is None else reward.to(model.device)
     return Prepared(recipe, chosen, model, signal, prompts)
 
 
@@ -150,7 +151,7 @@ def rehearsed(chosen: Preset) -> Preset:
 def run(
     recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None
 ) -> Iterator[Progress]:
-    """Starts a run in `out`, or goes on with the same recipe there; yields once an epoch.
+    """Starts a run in `out`, or goes on with the same recipe there: checks and loads, then yields once an epoch.
 
     Args:
         recipe, out: what to run, and its folder. pictures_every: epochs between sheets of pictures, 0 for none.
@@ -169,9 +170,15 @@ def run(
         _check_same(read_recipe(out), _as_read(recipe), out)
     ready = prepare(replace(recipe, prompts=str(kept)) if begun and kept.exists() else recipe, processes)
     technique_class(recipe.technique)(ready.preset.config).check(ready.model, ready.signal, ready.preset.training)
-    written = _claim(ready, recipe, out) if processes.main and not begun else []
+    steps = _execute(ready, out, processes, pictures_every, tensorboard)
+    return _claimed(steps, ready, recipe, out) if processes.main and not begun else steps
+
+
+def _claimed(steps: Iterator[Progress], ready: Prepared, recipe: Recipe, out: Path) -> Iterator[Progress]:
+    """The steps of a new run, its folder taken before the first; given up again where the engine refuses it."""
+    written = _claim(ready, recipe, out)
     try:
-        yield from _execute(ready, out, processes, pictures_every, tensorboard)
+        yield from steps
     except BaseException:
         if not (out / IDENTITY_FILE).exists():  # refused after all: the folder is free for another try
             for file in written:
@@ -250,7 +257,7 @@ def resume(out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None
         FileNotFoundError: no run there. ValueError: a damaged recipe, or one of another version.
     """
     recipe = read_recipe(out)
-    yield from run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard)
+    return run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard)
 
 
 def read_recipe(out: str | Path) -> Recipe:

@@ -36,8 +36,9 @@ class GridSlider(Figure):
 
     pictures: for each slider position the pictures of all cells, in reading order; equal pictures are stored once.
     captions: one for each cell, or None. passed: for each position the mark of each cell, or None. slider: (name,
-    labels). notes: a sentence for each position, shown below. columns: pictures in a row. width: of one picture in
-    pixels on a wide page. start: the position that stands without JavaScript.
+    labels). notes: a sentence for each position, shown below. columns: pictures in a row; on a phone three or four
+    instead of six or eight. width: of one picture in pixels on a wide page. start: the position that stands without
+    JavaScript.
     Raises ValueError where the numbers of positions or cells differ.
     """
 
@@ -67,7 +68,8 @@ class GridSlider(Figure):
         note = f'<p class="sv-note" aria-live="polite">{escape(notes[start])}</p>' if notes else ""
         key = "sg" + uuid.uuid4().hex[:10]
         self.body = (f'<div id="{key}">{_range(slider[0], labels, start)}{note}'
-                     f'<div class="sv-grid" style="grid-template-columns:repeat({columns},minmax(3.2rem,{width}px))">'
+                     f'<div class="sv-grid{" sv-half" if columns in (6, 8) else ""}" '
+                     f'style="grid-template-columns:repeat({columns},minmax(3.2rem,{width}px));--half:{columns // 2}">'
                      f'{drawn}</div></div>'
                      f'<script>{_SCRIPT}(document.getElementById("{key}"),{_json(spec)});</script>')
         self.png = to_png(tile(list(pictures[start]), columns))

@@ -4,9 +4,11 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
 from surveylib.alignment import run as runs
 from surveylib.alignment.run import PROMPTS_FILE, RECIPE_FILE, Recipe, read_recipe, resume, run
+from surveylib.cli import app
 from surveylib.techniques.contract import TechniqueError
 
 RECIPE = Recipe("ddpo", "rehearsal", signal="brightness", training={"epochs": 2})
@@ -59,6 +61,7 @@ def test_a_place_that_is_no_folder(tmp_path, no_model):
     (Recipe("diffusion_dpo", "rehearsal", signal="nonsense"), "unknown preference data"),
     (Recipe("diffusion_dpo", "rehearsal", signal="gone.parquet"), "no preference records"),
     (Recipe("rankdpo", "rehearsal", signal="own:nonsense"), "unknown reward"),
+    (Recipe("ddpo", "toy", signal="clip_score:path=gone,local_only=True"), "gone"),
     (Recipe("nonsense", "rehearsal"), "unknown technique"),
     (Recipe("ddpo", "rehearsal", prompts="gone.txt"), "prompts file gone.txt"),
 ])
@@ -85,6 +88,12 @@ def test_a_folder_is_claimed_only_by_a_run_that_was_accepted(tmp_path):
         with pytest.raises(ValueError):
             next(run(recipe, out))
         assert not (out / RECIPE_FILE).exists() and mine.read_text() == "a cat\n\na dog\n"
+
+
+def test_no_cost_is_promised_of_a_refused_run(tmp_path):
+    found = CliRunner().invoke(app, ["align", "draft", "--scale", "rehearsal", "--reward", "jpeg_compressibility",
+                                     "--out", str(tmp_path / "x")])
+    assert found.exit_code != 0 and "Expected" not in found.output
 
 
 def test_an_interrupted_start_leaves_the_folder_free(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.points import PointReward
+from surveylib.runs.randomness import normal
 from surveylib.techniques.contract import Draw, TechniqueError, Training
 from surveylib.techniques.paths import sample_paths
 from surveylib.techniques.reward_gradient.adjoint_matching import (
@@ -161,6 +162,19 @@ def test_refl_looks_at_every_step_of_its_window_and_no_other():
     model = load_model("tiny-sd")
     draws = [replace(Draw.of(["a"]), epoch=epoch) for epoch in range(40)]
     assert {int(technique.collect(model, d, BRIGHT).samples["step"][0]) for d in draws} == {2, 3, 4}
+
+
+@pytest.mark.truth
+def test_refl_pays_the_prediction_on_the_guided_path():
+    model, config = load_model("tiny-sd"), ReFLConfig(steps=4, first=2, last=2, scale=0.5, ceiling=None, guidance=4.0)
+    technique, prompts = ReFL(config), ["a cat", "a dog"]
+    items = technique.collect(model, Draw.of(prompts), BRIGHT).all_items()
+    losses, _ = technique.loss(model, items, BRIGHT, {})
+    noise, times = normal(items.keys, model.latent_shape, "start"), model.schedule.grid(4)
+    with torch.no_grad():
+        x = sample(model, items.condition, dynamics=DDIM(0.0), steps=times[:3], guidance=4.0, x=noise)
+        x0 = model.predict(x, times[2], items.condition, 4.0).x0
+        assert torch.allclose(losses, -0.5 * BRIGHT(model.decode(x0).clamp(0, 1), prompts), atol=1e-5)
 
 
 def test_refl_puts_one_network_call_in_the_graph():

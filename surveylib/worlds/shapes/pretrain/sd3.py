@@ -1,7 +1,8 @@
 """Pre-train `shapes-sd3`: a small StableDiffusion3Pipeline, flow matching on the autoencoder's latents.
 
 The loss is rectified flow's: || v_theta(x_sigma, sigma, c) - (eps - x0) ||^2 with x_sigma = (1 - sigma) x0 + sigma eps
-and logit-normal sigma (arXiv 2403.03206). Text enters by two CLIP encoders, both trained together with the
+and logit-normal sigma (arXiv 2403.03206); `--shift S` raises its logit by log S, which trains more where the noise is
+strong and the caption decides. Text enters by two CLIP encoders, both trained together with the
 transformer: that of a trained Stable Diffusion folder (`--teacher`, `shapes-sd`) with one layer more, and a smaller one
 from nothing. The pipeline reads the last but one layer, which then is the last of the teacher's.
 
@@ -129,13 +130,14 @@ def encode_text(encoders: nn.ModuleList, tokens: Tensor) -> tuple[Tensor, Tensor
 
 def loss_of(
     nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, generator: torch.Generator,
-    teacher: VelocityTeacher | None = None, share: float = 0.0,
+    teacher: VelocityTeacher | None = None, share: float = 0.0, shift: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Velocity regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,); `share` of the target by `teacher`."""
+    """Velocity regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,); `share` of the target by `teacher`, noise
+    levels moved by `shift` as the sampler moves its own."""
     count, device = len(latents), latents.device
     dropped = torch.rand(count, generator=generator, device=device) < DROP
     tokens = torch.where(dropped[:, None], empty, tokens)
-    sigma = torch.sigmoid(torch.randn(count, generator=generator, device=device))
+    sigma = torch.sigmoid(torch.randn(count, generator=generator, device=device) + math.log(shift))
     noise = torch.randn(latents.shape, generator=generator, device=device)
     level = sigma.reshape(-1, 1, 1, 1)
     noisy = (1 - level) * latents + level * noise
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     parser.add_argument("--lr", type=float, default=CONFIG.lr)
+    parser.add_argument("--shift", type=float, default=1.0, help="of the noise levels trained on, 1 for none")
     parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
@@ -210,7 +213,8 @@ def main() -> None:
         index = rows(len(latents), config.batch, config.seed, step)
         batch, words = latents[index].float().to(args.device), tokens[index].to(args.device)
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            return loss_of(nets, batch, words, empty, generator, teacher if args.share else None, args.share)
+            return loss_of(nets, batch, words, empty, generator, teacher if args.share else None, args.share,
+                           args.shift)
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd3", mininterval=10) as bar:
