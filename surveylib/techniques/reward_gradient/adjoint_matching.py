@@ -9,8 +9,9 @@ lean adjoint a follows the base chain alone, backwards along a sample of the pre
 
 so that the network regresses a target and no gradient runs through the sampler. Written with the exact Gaussian steps
 of DDIM with eta = 1: for VP that is DDPM's ancestral sampler, for flow models the memoryless SDE; both are memoryless
-at any number of steps, VP up to the signal a_T that its first time leaves in x_T. The adjoint is kept in float32. Steps
-without noise carry the adjoint on and are not trained.
+at any number of steps, VP up to the signal a_T that its first time leaves in x_T. The adjoint is kept in float32, and
+goes through a network in float16 times a power of two (`carried`), as the engine's loss does. Steps without noise carry
+the adjoint on and are not trained.
 
 Deviations from microsoft/soc-fine-tuning-sd: no masking of outlying losses (an EMA of a quantile there; the engine
 clips the gradient's norm). Chapter: techniques/05_alignment_as_control.
@@ -34,6 +35,7 @@ from surveylib.techniques.paths import Paths, decode_all, sample_paths
 from surveylib.techniques.reward_gradient.pictures import reward_of
 
 MEMORYLESS = DDIM(1.0)
+SCALES = (2.0**14, 2.0**7, 1.0)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,17 @@ class AdjointMatchingConfig:
             raise TechniqueError(f"steps={self.steps} must be at least 2, trained={self.trained} between 1 and steps")
 
 
+def carried(mean: Tensor, x: Tensor, a: Tensor) -> Tensor:
+    """(d mean / d x)^T a, (N, *latent_shape).
+
+    Each sample's a is scaled by a power of two to a largest entry in [128, 256) on the way: float16 would lose small
+    gradients, and in float32 no digit changes.
+    """
+    largest = a.flatten(1).abs().amax(1).reshape(-1, *[1] * (a.ndim - 1))
+    scale = torch.ldexp(torch.ones_like(largest), 8 - torch.frexp(largest).exponent)
+    return torch.autograd.grad(mean, x, grad_outputs=a * scale)[0] / scale
+
+
 def lean_adjoint(
     model: DiffusionModel, condition: Condition, paths: Paths, terminal: Tensor, dynamics: Dynamics, guidance: float
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +90,7 @@ def lean_adjoint(
             mean = dynamics.transition(model.predict(x, paths.t[k], condition, guidance), paths.t[k + 1]).mean
             adjoints.append(a)
             means.append(mean.detach())
-            (a,) = torch.autograd.grad(mean, x, grad_outputs=a)
+            a = carried(mean, x, a)
     return torch.stack(adjoints[::-1], 1), torch.stack(means[::-1], 1)
 
 
@@ -95,10 +108,11 @@ def reward_gradient(model: DiffusionModel, x0: Tensor, reward: Reward, prompts: 
     with torch.enable_grad():
         x = x0.detach().requires_grad_()
         rewards = reward_of(model, x, reward, prompts)
-        (gradient,) = torch.autograd.grad(rewards.sum(), x)
-    if not gradient.isfinite().all():
-        raise TechniqueError(f"the gradient of the reward {reward.name!r} is not finite; check it on these pictures")
-    return gradient.float(), rewards.detach()
+        for scale in SCALES:  # of the loss, against float16's small range; exact in float32
+            (gradient,) = torch.autograd.grad(scale * rewards.sum(), x, retain_graph=True)
+            if gradient.isfinite().all():
+                return gradient.float() / scale, rewards.detach()
+    raise TechniqueError(f"the gradient of the reward {reward.name!r} is not finite; check it on these pictures")
 
 
 class AdjointMatching(Technique):

@@ -12,13 +12,14 @@ from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.points import PointReward
-from surveylib.runs.randomness import normal
+from surveylib.runs.randomness import generators, normal
 from surveylib.techniques.contract import Draw, TechniqueError, Training
 from surveylib.techniques.paths import sample_paths
 from surveylib.techniques.reward_gradient.adjoint_matching import (
     AdjointMatching,
     AdjointMatchingConfig,
     adjoint_matching_loss,
+    carried,
     lean_adjoint,
 )
 from surveylib.techniques.reward_gradient.draft import DRaFT, DRaFTConfig, differentiable_sample, low_variance_samples
@@ -223,6 +224,28 @@ def test_the_loss_vanishes_at_the_optimum_of_a_linear_reward(schedule):
     at_optimum = adjoint_matching_loss(step.mean, base[:, k], step.std, adjoint[:, k])
     at_base = adjoint_matching_loss(base[:, k], base[:, k], step.std, adjoint[:, k])
     assert at_optimum.max() < 2e-2 * at_base.min()
+
+
+def adjoints_of(dtype: torch.dtype, size: float) -> torch.Tensor:
+    """Lean adjoints on the paths of a model in float32, through a network in `dtype`, from a gradient of `size`."""
+    full, model = load_model("tiny-sd"), load_model("tiny-sd", dtype=dtype)
+    chain = {"dynamics": DDIM(1.0), "guidance": 1.0}
+    paths = sample_paths(full, full.encode(["a cat"] * 2), steps=4, generators=generators([0, 1], 0, "x"), **chain)
+    terminal = size * torch.randn(paths.x[:, -1].shape, generator=torch.Generator().manual_seed(0))
+    prepare_weights(model, TRAINING, 0)
+    return lean_adjoint(model, model.encode(["a cat"] * 2), paths, terminal, **chain)[0]
+
+
+def test_a_small_adjoint_survives_float16():
+    full, half = (adjoints_of(dtype, 1e-9)[:, 0].double() for dtype in (torch.float32, torch.float16))
+    assert (half - full).norm() < 1e-3 * full.norm()  # 0.15 of it without a scale
+
+
+def test_the_scale_of_the_adjoint_changes_no_digit():
+    a = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-9, 1.0, 0.0])[:, None, None]
+    x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (plain,) = torch.autograd.grad(x.sin().cumsum(-1), x, grad_outputs=a)
+    assert torch.equal(carried(x.sin().cumsum(-1), x, a), plain)
 
 
 def test_the_control_of_the_base_is_the_adjoint_alone():

@@ -3,8 +3,9 @@
 The encoder stays as it is, and with it the latents and every model trained on them. A decoder that has seen exact
 latents alone turns a diffusion model's small errors into wrong hues and frayed edges; noise on its latents in training
 is the remedy of representation autoencoders (arXiv 2510.11690). Ours has two kinds, each with a scale drawn anew for
-each picture from [0, `SCALE`]: one number a cell and channel, and one that is constant over the picture. The loss is
-that of `autoencoder`, the mean of log MSE.
+each picture, uniform up to the one given: a number for each cell and channel, and one for each channel of the whole
+picture. The second moves hues, and so it is kept below the distance of neighbours. The loss is that of `autoencoder`,
+the mean of log MSE.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.pool import make_pool
 
 CONFIG = LoopConfig(steps=4000, batch=16, lr=1e-3, warmup=100, clip=5.0, every=250)
-SCALE = 0.35
+CELLS, WHOLE = 0.5, 0.15  # largest standard deviations of the two noises; the latents have 1
 
 
-def disturbed(latents: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    """Latents (B, 8, 8, 8) of unit variance plus noise: by cell, and the same over the picture."""
+def disturbed(latents: Tensor, cells: float, whole: float, generator: torch.Generator) -> Tensor:
+    """Latents (B, 8, 8, 8) of unit variance plus noise by cell, and the same over the picture."""
     draw = {"generator": generator, "device": latents.device}
-    cells, whole = (scale * torch.rand(len(latents), 1, 1, 1, **draw) for _ in range(2))
-    by_cell, by_picture = torch.randn(latents.shape, **draw), torch.randn(*latents.shape[:2], 1, 1, **draw)
-    return latents + cells * by_cell + whole * by_picture
+    for scale, shape in ((cells, latents.shape), (whole, (*latents.shape[:2], 1, 1))):
+        latents = latents + scale * torch.rand(len(latents), 1, 1, 1, **draw) * torch.randn(shape, **draw)
+    return latents
 
 
 def loss_of(
-    vae: AutoencoderKL, pictures: Tensor, scale: float, generator: torch.Generator
+    vae: AutoencoderKL, pictures: Tensor, cells: float, whole: float, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float]]:
     """Reconstruction in log MSE from disturbed latents; pictures (B, 3, 64, 64) in [-1, 1]."""
     with torch.no_grad():
         latents = vae.encode(pictures).latent_dist.mean
-    decoded = vae.decode(disturbed(latents, scale, generator)).sample
+    decoded = vae.decode(disturbed(latents, cells, whole, generator)).sample
     mse = (decoded - pictures).square().flatten(1).mean(1)
     return (mse + 1e-5).log().mean(), {"psnr": psnr(decoded.detach(), pictures, span=2.0).mean().item()}
 
@@ -51,7 +52,8 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
-    parser.add_argument("--scale", type=float, default=SCALE, help="largest standard deviation of either noise")
+    parser.add_argument("--cells", type=float, default=CELLS, help="largest standard deviation of the noise by cell")
+    parser.add_argument("--whole", type=float, default=WHOLE, help="and of the noise that is the same over a picture")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps})
@@ -62,7 +64,7 @@ def main() -> None:
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         pictures = pool.floats(rows(len(pool), config.batch, config.seed, step)).to(args.device)
-        return loss_of(vae, pictures, args.scale, generator)
+        return loss_of(vae, pictures, args.cells, args.whole, generator)
 
     with tqdm(total=config.steps, desc="decoder", mininterval=10) as bar:
         for row in train(vae, loss, config, args.out / "run"):
