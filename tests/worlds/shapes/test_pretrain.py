@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModel
 
 from surveylib.diffusion.zoo import CHECKPOINTS
 from surveylib.worlds.shapes.data import stream
-from surveylib.worlds.shapes.pretrain import autoencoder, clip, sd, sd3
+from surveylib.worlds.shapes.pretrain import autoencoder, clip, decoder, sd, sd3
 from surveylib.worlds.shapes.pretrain.attributes import CLASSES, PATCHES, CaptionHeads, attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
@@ -121,6 +121,29 @@ def test_standardising_the_latents_changes_no_picture(examples):
 
 
 @pytest.mark.truth
+def test_disturbed_latents_have_both_noises_at_the_scales_given():
+    generator, zero = torch.Generator().manual_seed(0), torch.zeros(4000, 8, 8, 8)
+    whole = decoder.disturbed(zero, 0.0, 0.3, generator)
+    assert torch.equal(whole, whole[..., :1, :1].expand_as(whole))
+    assert whole.var().item() == pytest.approx(0.3**2 / 3, rel=0.05)  # the mean square of a uniform scale
+    cells = decoder.disturbed(zero, 0.6, 0.0, generator)
+    assert cells.var().item() == pytest.approx(0.6**2 / 3, rel=0.05)
+    assert cells.mean((2, 3)).var().item() == pytest.approx(0.6**2 / 3 / 64, rel=0.05)
+
+
+def test_a_decoder_is_trained_on_an_encoder_that_stays(tmp_path, monkeypatch):
+    folder = CHECKPOINTS / "shapes-sd" / "vae"
+    monkeypatch.setattr(decoder, "POOL", 64)
+    monkeypatch.setattr("sys.argv", ["decoder", "--autoencoder", str(folder), "--out", str(tmp_path / "run"), "--steps",
+                                     "2", "--device", "cpu"])
+    decoder.main()
+    old, new = (load_autoencoder(path).state_dict() for path in (folder, tmp_path / "run" / "vae"))
+    same = {key for key in old if torch.equal(old[key], new[key])}
+    assert {key for key in old if key.startswith(("encoder", "quant_conv"))} <= same
+    assert not any(key.endswith("weight") and key.startswith(("decoder", "post_quant_conv")) for key in same)
+
+
+@pytest.mark.truth
 @pytest.mark.parametrize("copies", [1, 8, 256])
 def test_one_weighted_token_acts_as_that_many_equal_tokens(tokenizer, examples, copies):
     torch.manual_seed(0)
@@ -168,6 +191,28 @@ def test_a_perfect_network_has_no_loss(tokenizer, examples):
     nets = {"text_encoder": Text(), "unet": Oracle(), "text": [Text(), Text()], "transformer": Velocity()}
     assert sd.loss_of(nets, latents, tokens, empty, alphas, generator, 0)[0] < 1e-6
     assert sd3.loss_of(nets, latents, tokens, empty, generator)[0] < 1e-6
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_shift_moves_the_noise_levels_trained_on(shift):
+    """sigma -> S sigma / (1 + (S - 1) sigma): the median of the logit-normal, 1/2, goes to S / (1 + S)."""
+    seen = []
+
+    class Text(nn.Module):
+        def forward(self, tokens, **_):
+            zero = torch.zeros(len(tokens), LENGTH, 4)
+            return type("Out", (), {"hidden_states": [zero, zero], "text_embeds": torch.zeros(len(tokens), 4)})()
+
+    class Velocity(nn.Module):
+        def forward(self, noisy, sequence, pooled, t):
+            seen.append(t / 1000)
+            return type("Out", (), {"sample": noisy})()
+
+    nets = {"text": [Text()], "transformer": Velocity()}
+    tokens = torch.zeros(4000, LENGTH, dtype=torch.int64)
+    sd3.loss_of(nets, torch.zeros(4000, 8, 1, 1), tokens, tokens[0], torch.Generator().manual_seed(0), shift=shift)
+    assert seen[0].median().item() == pytest.approx(shift / (1 + shift), abs=0.02)
 
 
 class GaussianNoiseNet(nn.Module):
