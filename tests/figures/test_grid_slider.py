@@ -44,3 +44,11 @@ def test_numbers_that_differ_are_named():
 def test_an_alternative_text_is_asked_for():
     with pytest.raises(ValueError, match="alt="):
         GridSlider([[RED], [BLUE]], slider=SLIDER)
+
+
+@pytest.mark.parametrize(("columns", "phone"), [(4, None), (6, 3), (7, None), (8, 4)])
+def test_many_columns_are_halved_on_a_phone(columns, phone):
+    page = GridSlider([[RED] * columns, [BLUE] * columns], slider=SLIDER, columns=columns, alt="x").html()
+    grid = re.search(r'<div class="sv-grid([^"]*)" style="([^"]*)"', page)
+    assert (grid[1].split() == ["sv-half"]) == (phone is not None)
+    assert phone is None or grid[2].endswith(f"--half:{phone}")
