@@ -10,8 +10,8 @@ lean adjoint a follows the base chain alone, backwards along a sample of the pre
 so that the network regresses a target and no gradient runs through the sampler. Written with the exact Gaussian steps
 of DDIM with eta = 1: for VP that is DDPM's ancestral sampler, for flow models the memoryless SDE; both are memoryless
 at any number of steps, VP up to the signal a_T that its first time leaves in x_T. The adjoint is kept in float32, and
-goes through a network in float16 times a power of two (`carried`), as the engine's loss does. Steps without noise carry
-the adjoint on and are not trained.
+goes through a network in float16 times a power of two (`scaled_vjp`), as the engine's loss does. Steps without noise
+carry the adjoint on and are not trained.
 
 Deviations from microsoft/soc-fine-tuning-sd: no masking of outlying losses (an EMA of a quantile there; the engine
 clips the gradient's norm). Chapter: techniques/05_alignment_as_control.
@@ -61,8 +61,8 @@ class AdjointMatchingConfig:
             raise TechniqueError(f"steps={self.steps} must be at least 2, trained={self.trained} between 1 and steps")
 
 
-def carried(mean: Tensor, x: Tensor, a: Tensor) -> Tensor:
-    """(d mean / d x)^T a, (N, *latent_shape).
+def scaled_vjp(mean: Tensor, x: Tensor, a: Tensor) -> Tensor:
+    """The vector-Jacobian product (d mean / d x)^T a, (N, *latent_shape).
 
     Each sample's a is scaled by a power of two to a largest entry in [128, 256) on the way: float16 would lose small
     gradients, and in float32 no digit changes.
@@ -90,7 +90,7 @@ def lean_adjoint(
             mean = dynamics.transition(model.predict(x, paths.t[k], condition, guidance), paths.t[k + 1]).mean
             adjoints.append(a)
             means.append(mean.detach())
-            a = carried(mean, x, a)
+            a = scaled_vjp(mean, x, a)
     return torch.stack(adjoints[::-1], 1), torch.stack(means[::-1], 1)
 
 

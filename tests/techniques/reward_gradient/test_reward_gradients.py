@@ -19,8 +19,8 @@ from surveylib.techniques.reward_gradient.adjoint_matching import (
     AdjointMatching,
     AdjointMatchingConfig,
     adjoint_matching_loss,
-    carried,
     lean_adjoint,
+    scaled_vjp,
 )
 from surveylib.techniques.reward_gradient.draft import DRaFT, DRaFTConfig, differentiable_sample, low_variance_samples
 from surveylib.techniques.reward_gradient.pictures import straight_through_clamp
@@ -245,7 +245,7 @@ def test_the_scale_of_the_adjoint_changes_no_digit():
     a = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-9, 1.0, 0.0])[:, None, None]
     x = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
     (plain,) = torch.autograd.grad(x.sin().cumsum(-1), x, grad_outputs=a)
-    assert torch.equal(carried(x.sin().cumsum(-1), x, a), plain)
+    assert torch.equal(scaled_vjp(x.sin().cumsum(-1), x, a), plain)
 
 
 def test_the_control_of_the_base_is_the_adjoint_alone():
