@@ -13,7 +13,15 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModel
 from surveylib.diffusion.zoo import CHECKPOINTS
 from surveylib.worlds.shapes.data import stream
 from surveylib.worlds.shapes.pretrain import autoencoder, clip, decoder, sd, sd3
-from surveylib.worlds.shapes.pretrain.attributes import CLASSES, PATCHES, CaptionHeads, attribute_targets
+from surveylib.worlds.shapes.pretrain.attributes import (
+    CLASSES,
+    OF_SAID,
+    PATCHES,
+    BindingHead,
+    CaptionHeads,
+    attribute_targets,
+    said_labels,
+)
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
@@ -390,3 +398,37 @@ def test_heads_learn_from_features_that_hold_the_answer(tokenizer):
         loss.backward()
         optimiser.step()
     assert loss < 0.05
+
+
+def test_said_labels_agree_with_the_scene_wherever_the_caption_says_something(tmp_path):
+    """Caption and picture are read into one table: what the first says, the second shows."""
+    pool = make_labelled_pool(200, 4, tmp_path)
+    said, drawn = said_labels(pool.captions), pool.labels[:, 2 * PATCHES :].long()
+    assert said.shape == (200, len(OF_SAID)) and all((said[:, i] < n).all() for i, n in enumerate(OF_SAID))
+    spoken = said[:, :-1] > 0
+    assert (said[:, :-1][spoken] == drawn[:, :-1][spoken]).all()
+    sides = said[:, 3:-1:4]
+    assert ((sides > 0).sum(1) == 2 * torch.tensor([parse(c).relation is not None for c in pool.captions])).all()
+    assert (sides > 0).any() and (said[:, -1] > 0).any()
+    assert (said[:, -1][said[:, -1] > 0] - 1 == drawn[:, -1][said[:, -1] > 0]).all()
+
+
+def test_said_labels_bind_a_relation_to_both_shapes():
+    first, second = said_labels(["a ring left of a star", "a star left of a ring"])
+    ring, star = (4 * list(SHAPES).index(shape) + 3 for shape in ("ring", "star"))
+    assert first[ring] == second[star] == 1 + RELATIONS.index("left of")
+    assert first[star] == second[ring] == 1 + RELATIONS.index("right of")
+
+
+def test_the_binding_head_learns_what_is_bound():
+    captions = ["a ring left of a star", "a star left of a ring"]
+    captions += ["a red ring and a blue star", "a blue ring and a red star"]
+    labels, pooled, head = said_labels(captions), torch.randn(4, 32), BindingHead(32)
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.05)
+    for _ in range(150):
+        loss = head(pooled, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.1
+    assert head(pooled, labels[[1, 0, 3, 2]]) > 10 * loss

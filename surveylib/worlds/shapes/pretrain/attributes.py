@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from surveylib.worlds.shapes.prompts import RELATIONS, parse
+from surveylib.worlds.shapes.prompts import OPPOSITE, RELATIONS, parse
 from surveylib.worlds.shapes.scenes import BACKGROUNDS, CANVAS, COLOURS, MAX_THINGS, SHAPES, SIZES, Scene, relation_of
 
 GROUPS = 2
@@ -102,3 +102,36 @@ class PictureHeads(nn.Module):
                    for i, part in enumerate(patches))
         parts = self.scene(pooled).float().split(OF_SCENE, dim=1)
         return near, sum(F.cross_entropy(part, labels[:, 2 * PATCHES + i]) for i, part in enumerate(parts))
+
+
+OF_SAID = (*OF_SCENE[:-1], len(BACKGROUNDS) + 1)
+
+
+def said_labels(captions: Sequence[str]) -> Tensor:
+    """(N, 29) class numbers: the last part of `scene_labels`, as the captions say it; 0 stands for what is not said.
+
+    What belongs to a shape stands in its row: that a red circle stands left of a square is said of circle and square.
+    """
+    table = []
+    for caption in captions:
+        spec = parse(caption)
+        of_shape = dict.fromkeys(SHAPES, (0, 0, 0, 0))
+        for group, side in zip(spec.groups, (spec.relation, OPPOSITE.get(spec.relation)), strict=False):
+            of_shape[group.shape] = (group.count, _number(COLOURS, group.colour), _number(SIZES, group.size),
+                                     _number(RELATIONS, side))
+        whole = [number for shape in SHAPES for number in of_shape[shape]]
+        table.append([*whole, _number(BACKGROUNDS, spec.background)])
+    return torch.tensor(table)
+
+
+class BindingHead(nn.Module):
+    """Reads what belongs to each shape off the end-of-text token, as `PictureHeads` does off the class token."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.said = nn.Linear(width, sum(OF_SAID))
+
+    def forward(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """Sum of cross entropies; pooled (B, W), labels (B, 29) of `said_labels`."""
+        parts = self.said(pooled).float().split(OF_SAID, dim=1)
+        return sum(F.cross_entropy(part, labels[:, i]) for i, part in enumerate(parts))

@@ -5,7 +5,10 @@ changed (hard negatives, as in NegCLIP, arXiv 2210.01936): without them colours 
 
 Contrast alone teaches colours in a thousand steps and shapes hardly at all: 8-pixel patches say little each. Linear
 heads (`attributes`) that are dropped at the end read every patch and the scene off the vision tower, and the caption
-off the text tower, beside the contrast; their weight falls to zero by a cosine over the run. Captions are those of
+off the text tower, beside the contrast; their weight falls to zero by a cosine over the run. Scene and caption are read
+into one table, shape by shape: count, colour, size, and where the shape stands to the other. Without the caption's
+part of it relations stayed at chance, since "left of" says something about a shape only together with its place in the
+sentence. Captions are those of
 `make_labelled_pool`, which say what was drawn. `--init FOLDER` goes on from a model with fresh heads and optimiser.
 """
 
@@ -25,7 +28,13 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig
 
 from surveylib.worlds.shapes.data import MIXTURE, change_one
-from surveylib.worlds.shapes.pretrain.attributes import CaptionHeads, PictureHeads, attribute_targets
+from surveylib.worlds.shapes.pretrain.attributes import (
+    BindingHead,
+    CaptionHeads,
+    PictureHeads,
+    attribute_targets,
+    said_labels,
+)
 from surveylib.worlds.shapes.pretrain.latents import rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.pool import make_labelled_pool
@@ -120,13 +129,15 @@ def trimmed(tokens: Tensor, end: int) -> Tensor:
     return tokens[:, : int(tokens.eq(end).int().argmax(-1).max()) + 1]
 
 
-def reader(nets: nn.ModuleDict, tokens: Tensor, labels: Tensor, said: Tensor, share: float):
+def reader(nets: nn.ModuleDict, tokens: Tensor, labels: Tensor, said: Tensor, bound: Tensor, share: float):
     """`read` of `loss_of`: what the heads misread, of pictures (patches, scene) and of captions, times `share`."""
     end = tokens.eq(nets["clip"].config.text_config.eos_token_id).int().argmax(-1)
 
     def read(patches: Tensor, pooled: Tensor, hidden: Tensor) -> Tensor:
         near, whole = nets["pictures"](patches, pooled, labels)
-        return share * (near + 0.3 * whole + nets["captions"](hidden, tokens[:, : hidden.shape[1]], end, said))
+        words = nets["captions"](hidden, tokens[:, : hidden.shape[1]], end, said)
+        bindings = nets["bindings"](hidden[torch.arange(len(end), device=end.device), end], bound)
+        return share * (near + 0.3 * whole + words + 0.3 * bindings)
 
     return read
 
@@ -151,10 +162,12 @@ def main() -> None:
         tokenizer = CLIPProcessor.from_pretrained(args.init).tokenizer
     else:
         tokenizer = build_tokenizer(pool.captions[:20_000])
-    tokens, said = token_ids(tokenizer, pool.captions), attribute_targets(pool.captions)
+    tokens = token_ids(tokenizer, pool.captions)
+    said, bound = attribute_targets(pool.captions), said_labels(pool.captions)
     torch.manual_seed(config.seed)
     model = CLIPModel.from_pretrained(args.init) if args.init else build(tokenizer)
-    nets = nn.ModuleDict({"clip": model, "pictures": PictureHeads(128), "captions": CaptionHeads(128, len(tokenizer))})
+    nets = nn.ModuleDict({"clip": model, "pictures": PictureHeads(128), "captions": CaptionHeads(128, len(tokenizer)),
+                          "bindings": BindingHead(128)})
     nets = nets.to(args.device).train()
     model.set_attn_implementation("eager")  # much faster than the fused kernel in bfloat16 on a CPU, the same numbers
 
@@ -166,7 +179,8 @@ def main() -> None:
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
             words = tokens[index].to(args.device)
             share = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            read = reader(nets, words, pool.labels[index].to(args.device), said[index].to(args.device), share)
+            labels = (rows_of[index].to(args.device) for rows_of in (pool.labels, said, bound))
+            read = reader(nets, words, *labels, share)
             return loss_of(model, pool.floats(index).to(args.device), words, negatives, read)
 
     warnings.simplefilter("ignore")

@@ -168,7 +168,8 @@ patches of 8, width 128, unit embeddings of 128 numbers.
 
 - Parameters: {parameters:.2f} M. Logit scale {scale:.1f}.
 - Training: {steps} steps of {batch} pictures, {minutes} minutes on {hardware}; seed 0.{note}
-- Linear heads that read each patch, the scene and the caption helped the training and were dropped.
+- Linear heads that read each patch, the scene, the caption and what it binds to each shape helped the training and
+  were dropped.
 - The training captions say what was drawn; the pictures have the flaws of the other models' data.
 
 ## Scores
