@@ -68,8 +68,10 @@ def models(as_json: AsJson = False) -> None:
 
 @app.command()
 def sample(
-    model: ModelName,
-    prompt: Annotated[list[str], typer.Option("--prompt", help="What to draw; may be given several times.")],
+    model: Annotated[str | None, typer.Argument(help="A shipped model, a full-scale name, or a folder in diffusers' "
+                                                     "format.")] = None,
+    named: Annotated[str | None, typer.Option("--model", help="The same, as an option.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be given several times.")] = None,
     out: Annotated[Path, typer.Option(help="Where the PNG goes, one row a prompt.")] = Path("sample.png"),
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 4,
     steps: Steps = None,
@@ -86,9 +88,17 @@ def sample(
 
     from surveylib.diffusion.lora import load_lora, lora_strength
     from surveylib.diffusion.rollout import sample as draw
-    from surveylib.diffusion.zoo import load_model
+    from surveylib.diffusion.zoo import load_model, shipped_models
+    from surveylib.worlds.shapes.prompts import warn_outside
 
+    if (model is None) == (named is None):
+        raise ValueError("name one model: `surveylib sample shapes-sd ...` or `--model shapes-sd`")
+    model = model or named
+    if not prompt:
+        raise ValueError("nothing to draw: give a --prompt, such as \"a red circle and a blue star\"")
     _check_sample(technique, reward, scale, adapter, strength, out)
+    if model in shipped_models():
+        warn_outside(prompt)
     weights = None if adapter is None else _weights_of(adapter)
     loaded = load_model(model)
     if weights is not None:
@@ -123,6 +133,7 @@ def _check_sample(technique: str | None, reward: str | None, scale: str | None, 
 def _sampler(name: str, reward: str | None, scale: str | None) -> tuple[Any, Any, str]:
     """(class, preset, name of the reward) of a test-time technique."""
     from surveylib.alignment.run import rehearsed
+    from surveylib.alignment.settings import reward_of_role
     from surveylib.rewards.registry import check_reward
     from surveylib.runs.scale import current_scale
     from surveylib.techniques.contract import Sampler, TechniqueError
@@ -132,7 +143,8 @@ def _sampler(name: str, reward: str | None, scale: str | None) -> tuple[Any, Any
     if not issubclass(found, Sampler):
         raise TechniqueError(f"{name} trains a model: `surveylib align {name}`, then `sample --adapter`")
     chosen = preset(name, scale)
-    taken = reward or (rehearsed(chosen).reward if current_scale(scale) == "rehearsal" else chosen.reward)
+    own = rehearsed(chosen).reward if current_scale(scale) == "rehearsal" else chosen.reward
+    taken = own if reward is None else reward_of_role(reward, scale)
     check_reward(taken)
     return found, chosen, taken
 
@@ -230,7 +242,8 @@ def align(
     technique: Annotated[str, typer.Argument(help="Name of a technique; `surveylib techniques` lists them.")],
     out: Annotated[Path, typer.Option(help="Run folder.")],
     model: Annotated[str | None, typer.Option(help="Default: the preset's.")] = None,
-    reward: Annotated[str | None, typer.Option(help="Reward or preference data; default: the preset's.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Reward, or proxy, gold, held-out for the scale's, or preference "
+                                                    "data; default: the preset's.")] = None,
     scale: Annotated[str | None, typer.Option(help="toy, rehearsal, single or full.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
     seed: Seed = 0,
@@ -282,30 +295,33 @@ def techniques(as_json: AsJson = False) -> None:
 
 @app.command()
 def measure(
-    techniques: Annotated[list[str] | None, typer.Option("--technique", help="Default: all; may be repeated.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many, counted from 0.")] = 1,
+    techniques: Annotated[list[str] | None, typer.Option("--technique", "--techniques", help="Default: all; may be "
+                                                         "repeated, or several with commas.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many, counted from 0; default: 1, and with --stale as "
+                                                          "many as the rows have.")] = None,
     budget: Annotated[int | None, typer.Option(help="Training, in network-call equivalents.")] = None,
     calls: Annotated[int | None, typer.Option(help="Calls a picture of the test-time methods.")] = None,
     settings: Annotated[int, typer.Option(min=1, max=3, help="Settings tried for each technique.")] = 3,
     scale: Annotated[str | None, typer.Option(help="toy, rehearsal, single or full.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of rows; default: the book's.")] = None,
-    stale: Annotated[bool, typer.Option("--stale", help="Only techniques whose rows are out of date.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Only rows that are out of date, each with its own seed, "
+                                                        "budget and scale.")] = False,
 ) -> None:
     """Measure techniques side by side under one budget; goes on where it was stopped."""
-    from surveylib.evaluation.commands import measure_command
-    from surveylib.evaluation.rows import stale_techniques
+    from surveylib.evaluation.commands import measure_command, stale_command
     from surveylib.techniques.registry import technique_class
 
     folder = _measured(out)
-    for name in techniques or ():
+    techniques = [name for given in techniques or () for name in given.split(",") if name]
+    for name in techniques:
         technique_class(name)
     if stale:
-        asked, found = techniques, stale_techniques(folder)
-        techniques = [name for name in found if not asked or name in asked]
-        if not techniques:
-            console.print("no row is out of date" + (f" of {', '.join(asked)}" if asked else ""))
-            return
-    measure_command(techniques, seeds, budget, calls, settings, scale, folder, console=console)
+        if given := [f"--{name}" for name, value in (("seeds", seeds), ("budget", budget), ("calls", calls),
+                                                     ("scale", scale)) if value is not None]:
+            raise ValueError(f"--stale repeats rows with what they were measured with: leave {', '.join(given)} out")
+        stale_command(techniques, settings, folder, console=console)
+        return
+    measure_command(techniques, seeds or 1, budget, calls, settings, scale, folder, console=console)
 
 
 @app.command("equal-cost")

@@ -9,6 +9,7 @@ import pytest
 
 from surveylib import cli
 from surveylib.alignment.run import PROMPTS_FILE, read_recipe
+from surveylib.evaluation.protocol import Budget
 from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.registry import load_reward
 
@@ -176,14 +177,78 @@ def test_a_folder_without_rows(monkeypatch, capsys, tmp_path, command):
 
 
 def test_only_the_measured_techniques_that_were_asked_for_are_repeated(monkeypatch, capsys):
-    monkeypatch.setattr("surveylib.evaluation.rows.stale_techniques", lambda folder: ["draft", "rwr"])
+    found = [(name, "toy", Budget(5, 5), (0,)) for name in ("draft", "rwr")]
+    monkeypatch.setattr("surveylib.evaluation.commands.stale_measurements", lambda folder: found)
     asked = []
-    monkeypatch.setattr("surveylib.evaluation.commands.measure_command",
-                        lambda techniques, *rest, **more: asked.extend(techniques))
+    monkeypatch.setattr("surveylib.evaluation.commands.measure",
+                        lambda techniques, *rest, **more: asked.extend(techniques) or ())
     assert surveylib(monkeypatch, "measure", "--stale", "--technique", "rwr") == 0 and asked == ["rwr"]
     assert surveylib(monkeypatch, "measure", "--stale", "--technique", "ddpo") == 0 and asked == ["rwr"]
     assert "no row is out of date of ddpo" in capsys.readouterr().out
     assert "unknown technique 'nope'" in refused(monkeypatch, capsys, "measure", "--stale", "--technique", "nope")
+
+
+def test_rows_out_of_date_are_repeated_with_their_own_seeds_budget_and_scale(monkeypatch, capsys, tmp_path):
+    book = Path(__file__).parents[1] / "book" / "measurements"
+    for file in [*book.glob("ddpo-seed*.json"), *book.glob("rwr-seed0-*.json"), *book.glob("base-*.json")]:
+        row = json.loads(file.read_text())
+        row.get("budget", {})["training"] = 77
+        if file.name.startswith("ddpo-seed1"):
+            row["hashes"]["rule"] = "another"
+        (tmp_path / file.name).write_text(json.dumps(row))
+    asked = []
+    monkeypatch.setattr("surveylib.evaluation.commands.measure",
+                        lambda names, seeds, budget, **more: asked.append((names, tuple(seeds), budget, more["scale"]))
+                        or ())
+    monkeypatch.setattr("surveylib.evaluation.rows.differences",
+                        lambda row, identity: ["rule"] if row["hashes"]["rule"] == "another" else [])
+    assert surveylib(monkeypatch, "measure", "--stale", "--out", tmp_path) == 0
+    assert [(names, seeds, budget.training, scale) for names, seeds, budget, scale in asked] == [
+        (["ddpo"], (0, 1, 2), 77, "toy")]
+    assert "leave --seeds out" in refused(monkeypatch, capsys, "measure", "--stale", "--seeds", 3, "--out", tmp_path)
+
+
+def test_several_techniques_with_commas(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("surveylib.evaluation.commands.measure", lambda names, *rest, **more: asked.extend(names) or ())
+    assert surveylib(monkeypatch, "measure", "--techniques", "rwr,draft", "--technique", "raft", "--out", tmp_path) == 0
+    assert asked == ["rwr", "draft", "raft"]
+
+
+def test_the_model_of_sample_by_place_or_by_option(monkeypatch, capsys, tmp_path):
+    out = ("--prompt", "a cat", "--count", 1, "--steps", 1, "--out", tmp_path / "x.png")
+    assert surveylib(monkeypatch, "sample", "--model", "tiny-sd", *out) == 0
+    assert "name one model" in refused(monkeypatch, capsys, "sample", "tiny-sd", "--model", "tiny-sd", *out)
+    assert "name one model" in refused(monkeypatch, capsys, "sample", *out)
+    assert "--prompt" in refused(monkeypatch, capsys, "sample", "tiny-sd", "--out", tmp_path / "x.png")
+
+
+def test_words_that_a_shapes_model_never_saw_are_named(monkeypatch, capsys, tmp_path):
+    with pytest.warns(UserWarning, match="never saw: purple-ish, unicorn"):
+        surveylib(monkeypatch, "sample", "shapes-sd", "--prompt", "a purple-ish unicorn", "--count", 1, "--steps", 1,
+                  "--out", tmp_path / "x.png")
+
+
+def test_full_scale_without_a_gpu_is_refused_before_a_reward_is_loaded(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("surveylib.alignment.run.load_reward", lambda name: pytest.fail("loaded a reward"))
+    for technique in ("ddpo", "draft", "flow_grpo"):
+        said = refused(monkeypatch, capsys, "align", technique, "--scale", "full", "--out", tmp_path / technique)
+        assert "there is no GPU" in said and "Nothing was loaded" in said
+
+
+@pytest.mark.parametrize("role, name", [("proxy", "tiny-pickscore"), ("held-out", "tiny-hps_v2.1")])
+def test_rewards_by_their_role(role, name, monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def loaded(name):
+        asked.append(name)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("surveylib.alignment.run.load_reward", loaded)
+    refused(monkeypatch, capsys, "align", "ddpo", "--scale", "rehearsal", "--reward", role, "--out", tmp_path / "x")
+    assert asked == [name]
+    said = refused(monkeypatch, capsys, "align", "ddpo", "--scale", "rehearsal", "--reward", "gold", "--out", tmp_path)
+    assert "only people could say" in said
 
 
 def test_a_rehearsal_of_a_sampler_takes_the_rehearsal_reward(monkeypatch, capsys, tmp_path):

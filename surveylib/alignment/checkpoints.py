@@ -57,6 +57,9 @@ class CheckpointFolder:
             raise ValueError(f"{file} is damaged; delete the folder to start anew") from error
         if not isinstance(found, dict):
             raise ValueError(f"{file} is damaged: it holds no names with values; delete the folder to start anew")
+        if found.get("format") != FORMAT:
+            raise ValueError(f"{self.path} holds a run of format {found.get('format')}, and this version of surveylib "
+                             f"writes format {FORMAT}: go on with the version that began it, or choose another folder")
         different = [key for key in self.identity if found.get(key) != json.loads(json.dumps(self.identity[key]))]
         if different:
             key = different[0]

@@ -29,23 +29,24 @@ from pathlib import Path
 from typing import Any
 
 from surveylib.alignment.checkpoints import IDENTITY_FILE
-from surveylib.alignment.checks import check_settings
 from surveylib.alignment.engine import Progress, align
 from surveylib.alignment.expected import expected, recorded_kind
 from surveylib.alignment.logs import METRICS_FILE, Log, read_rows, writes_events
 from surveylib.alignment.preferences import OWN, check_preferences, load_preferences
 from surveylib.alignment.processes import Processes
-from surveylib.alignment.settings import setting
+from surveylib.alignment.settings import reward_of_role, setting
 from surveylib.alignment.sharding import gathered_network
 from surveylib.diffusion.lora import lora_layers, save_lora
 from surveylib.diffusion.pipelines import PipelineModel
 from surveylib.diffusion.weights import is_sharded
-from surveylib.diffusion.zoo import load_model
+from surveylib.diffusion.zoo import check_model, load_model, shipped_models
 from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.checkpoint import write_atomically
 from surveylib.runs.scale import current_scale
+from surveylib.techniques.checks import check_settings
 from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError
 from surveylib.techniques.registry import preset, technique_class
+from surveylib.worlds.shapes.prompts import warn_outside
 
 RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE, EMA = "recipe.json", "done.json", "adapter", "pipeline", "ema"
 PROMPTS_FILE = "prompts.txt"
@@ -58,7 +59,8 @@ class Recipe:
 
     Attributes:
         technique: name in the registry. scale: of its preset. seed: of the run.
-        model, signal: names; None takes the preset's. The signal is a reward or preference data.
+        model, signal: names; None takes the preset's. The signal is a reward, "proxy", "gold" or "held-out" for the
+            scale's, or preference data.
         prompts: path of a text file with one prompt a line; None takes the scale's training prompts.
         config, training: changed fields of the technique's and of the engine's settings.
     """
@@ -122,7 +124,8 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     """
     chosen = recipe.preset()
     tiny = rehearsed(chosen) if current_scale(recipe.scale) == "rehearsal" else chosen
-    name, kind = recipe.signal or tiny.reward, recorded_kind(technique_class(recipe.technique))
+    kind = recorded_kind(technique_class(recipe.technique))
+    name = reward_of_role(recipe.signal, recipe.scale) if recipe.signal else tiny.reward
     if kind is None:
         check_reward(name)
     else:
@@ -133,8 +136,12 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     place = setting(recipe.scale)
     prompts = place.train_prompts if recipe.prompts is None else read_prompts(recipe.prompts)
     device = processes.device if processes is not None and processes.count > 1 else None
+    drawn = recipe.model or tiny.model
+    check_model(drawn, device)
+    if recipe.prompts is not None and drawn in shipped_models():
+        warn_outside(prompts)
     reward = load_reward(name) if kind is None else None  # before the model: its weights may be missing
-    model = load_model(recipe.model or tiny.model, device)
+    model = load_model(drawn, device)
     signal = load_preferences(name, kind, model, prompts=prompts) if reward is None else reward.to(model.device)
     return Prepared(recipe, chosen, model, signal, prompts)
 

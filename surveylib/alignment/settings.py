@@ -37,10 +37,26 @@ HELD_OUT = {
     "toy": ("shapes-imagereward",), "rehearsal": ("tiny-hps_v2.1",), "single": ("hps_v2.1",),
     "full": ("hps_v2.1", "imagereward"),
 }
+GOLD = "faithfulness"  # of the Shapes world
 # Simple animals and activities, as in DDPO's experiments (arXiv 2305.13301), in our own combination.
 ANIMALS = ("cat", "dog", "horse", "monkey", "rabbit", "zebra", "spider", "bird", "sheep", "deer", "cow", "goat", "lion",
            "frog", "chicken", "duck", "goose", "bee", "pig", "turkey", "fly", "llama", "camel", "bat", "gorilla")
 ACTIVITIES = ("washing the dishes", "riding a bike", "playing chess")
+
+
+def reward_of_role(name: str, scale: str | None = None) -> str:
+    """The reward that "proxy", "gold" or "held-out" stands for at a scale; any other name as it is.
+
+    Raises:
+        ValueError: "gold" beyond the Shapes world, where only people could say.
+    """
+    scale = current_scale(scale)
+    if name == "gold":
+        if scale != "toy":
+            raise ValueError(f"there is no gold reward at scale {scale!r}: only people could say. Name a reward, or "
+                             "'proxy'")
+        return GOLD
+    return {"proxy": PROXIES[scale], "held-out": HELD_OUT[scale][0]}.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ class Setting:
     @cached_property
     def gold(self) -> Reward | None:
         """What is meant: the judge's soft score. None where only people could say."""
-        return load_reward("faithfulness") if self.scale == "toy" else None
+        return load_reward(GOLD) if self.scale == "toy" else None
 
     @cached_property
     def held_out(self) -> dict[str, Reward]:
@@ -125,4 +141,4 @@ def setting(scale: str | None = None, family: Literal["vp", "flow"] = "vp") -> S
     return Setting(scale, family, MODELS[family][scale], PROXIES[scale])
 
 
-__all__ = ["Setting", "setting"]
+__all__ = ["Setting", "reward_of_role", "setting"]

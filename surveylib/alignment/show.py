@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from surveylib.alignment import engine
-from surveylib.alignment.checks import check_settings
 from surveylib.alignment.logs import NO_TENSORBOARD, writes_events
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.run import ADAPTER, PIPELINE, Recipe
 from surveylib.rewards.registry import literal
+from surveylib.techniques.checks import check_settings
 from surveylib.techniques.contract import TechniqueError, Training
 from surveylib.techniques.registry import technique_class
 

@@ -171,6 +171,8 @@ class DiffusionModel(NamedWeights):
         self.check(x, condition)
         times = self._batch_times(t, x)
         scale = self.default_guidance if guidance is None else guidance
+        if not torch.as_tensor(scale).isfinite().all():
+            raise ValueError(f"guidance={guidance} must be finite: 1 is the conditional model alone, 7.5 is usual")
         if self.guidance_mode == "embedded":
             embedded = torch.as_tensor(scale, dtype=torch.float32, device=x.device).expand(len(x))
             return self.network_output(x, times, condition.tensors, embedded)
@@ -221,7 +223,9 @@ class DiffusionModel(NamedWeights):
             raise ValueError(f"{len(x)} samples but {len(condition)} prompts in the condition: repeat_interleave it")
 
     def _batch_times(self, t: Tensor | float, x: Tensor) -> Tensor:
-        t = torch.as_tensor(t).to(torch.float64 if x.dtype == torch.float64 else torch.float32).to(x.device)
+        t = torch.as_tensor(t)
+        self.schedule.coefficients(t)  # refuses times outside the schedule
+        t = t.to(torch.float64 if x.dtype == torch.float64 else torch.float32).to(x.device)
         if t.ndim == 0:
             return t.expand(len(x))
         if t.shape != (len(x),):

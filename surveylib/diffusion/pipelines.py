@@ -148,9 +148,9 @@ class PipelineModel(DiffusionModel):
 
         Raises ValueError for latents of another shape or on another device.
         """
-        if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0]:
-            raise ValueError(f"latents of shape {tuple(latents.shape)} do not fit: {self.name} decodes (batch, "
-                             f"{', '.join(map(str, self.latent_shape))})")
+        if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0] or not latents.is_floating_point():
+            raise ValueError(f"latents of shape {tuple(latents.shape)}, {latents.dtype}, do not fit: {self.name} "
+                             f"decodes floating point (batch, {', '.join(map(str, self.latent_shape))})")
         self._check_device(latents, "the latents are")
         images = self.vae.decode(self._to_vae(latents).to(self.vae.dtype), return_dict=False)[0]
         images = images.float() / 2 + 0.5
@@ -192,6 +192,12 @@ class PipelineModel(DiffusionModel):
             raise ValueError(f"the condition holds {sorted(condition.tensors)}, {self.name} needs "
                              f"{sorted(self.embedded_names)}: encode the prompts with this model")
         self._check_device(next(iter(condition.tensors.values())), "the condition is")
+        config = getattr(self.network, "config", {})
+        width = config.get("joint_attention_dim") or config.get("cross_attention_dim")
+        found = condition.tensors[self.embedded_names[0]].shape[-1]
+        if isinstance(width, int) and found != width:
+            raise ValueError(f"the condition's text features are {found} wide, {self.name} takes {width}: another "
+                             "model made them, encode the prompts with this one")
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PipelineModel:
         """Move the whole pipeline; returns the model itself."""

@@ -67,7 +67,7 @@ def rollout(
     model: DiffusionModel,
     condition: Condition,
     *,
-    dynamics: Dynamics | Sequence[Dynamics],
+    dynamics: Dynamics | Sequence[Dynamics] | str,
     steps: int | Sequence[float] | Tensor = 20,
     guidance: float | Tensor | None = None,
     x: Tensor | None = None,
@@ -82,7 +82,7 @@ def rollout(
     """Yields the reverse steps from noise to a clean sample.
 
     Args:
-        dynamics: one for all steps, or one for each (an SDE window inside an ODE, as in MixGRPO).
+        dynamics: one for all steps, its name, or one for each (an SDE window inside an ODE, as in MixGRPO).
         steps: number of network calls, or the falling times themselves (a rollout may start at any time, from its x).
         guidance: see `DiffusionModel.predict`.
         x: (B, *latent_shape) at the first time; default: ``model.initial_noise`` from ``generator``.
@@ -102,6 +102,7 @@ def rollout(
     """
     times = _times(model, steps)
     count = len(times) - 1
+    dynamics = make_dynamics(dynamics) if isinstance(dynamics, str) else dynamics
     per_step = [dynamics] * count if isinstance(dynamics, Dynamics) else list(dynamics)
     _check_count("dynamics", per_step, count)
     if noises is not None:
@@ -141,6 +142,9 @@ def _draw(
         if noise is None:
             mean = transition.mean
             noise = randn_tensor(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        elif noise.shape != transition.mean.shape:
+            raise ValueError(f"noise of step {index} has shape {tuple(noise.shape)}, the samples have "
+                             f"{tuple(transition.mean.shape)}: give one for each sample")
         x_next = transition.sample(noise)
         log_prob = transition.log_prob(x_next.detach(), reduction)
     return Step(index, prediction.t, s, prediction.x, prediction, transition, x_next, noise, log_prob)

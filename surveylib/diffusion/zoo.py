@@ -28,6 +28,8 @@ from surveylib.diffusion.tiny import RESOLUTION, TINY, tiny_pipeline
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "worlds" / "shapes" / "checkpoints"
 SHIPPED = ("shapes-sd", "shapes-sd3")  # further folders beside them are found by `shipped_models`
 SETTINGS_FILE = "surveylib.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+FINITE_UP_TO = 50_000_000  # weights of a network, up to which all of a folder are looked through
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -126,21 +128,41 @@ def load_model(
     """
     name = str(name_or_path)
     _check_settings(settings, "load_model")
-    small = name in TINY or name in shipped_models()
-    place = _check_device(device, small)
-    kind = _check_dtype(dtype)
+    place, kind = check_model(name, device, allow_cpu), _check_dtype(dtype)
     if name in TINY:
         model = from_pipeline(tiny_pipeline(name), **({"name": name} | _tiny_settings(name) | settings))
         return model.to(place, kind)
     if name in shipped_models():
         return _load_folder(CHECKPOINTS / name, name, place, kind, settings, _git_checkout)
     if name in FULL_SCALE:
-        return _load_full_scale(name, place, kind, allow_cpu, download, settings)
-    if Path(name).is_dir():
-        return _load_folder(Path(name), Path(name).name, place, kind, settings, _save_again)
-    raise ValueError(f"unknown model {name!r}, and no folder of that name. Shipped: {', '.join(shipped_models())}; "
-                     f"full scale: {', '.join(FULL_SCALE)}; tiny and random: {', '.join(TINY)}; "
-                     "or the path of a folder in diffusers' format")
+        return _load_full_scale(name, place, kind, download, settings)
+    return _load_folder(Path(name), Path(name).name, place, kind, settings, _save_again)
+
+
+def check_model(name: str, device: str | torch.device | None = None, allow_cpu: bool = False) -> torch.device:
+    """Refuses a model that `load_model` would refuse before it looks at weights; returns the device it would take.
+
+    Raises:
+        ValueError: an unknown name or device; the message lists what exists.
+        ModelUnavailable: a full-scale model without a GPU.
+    """
+    small = name in TINY or name in shipped_models()
+    place = _check_device(device, small)
+    if small or (name not in FULL_SCALE and Path(name).is_dir()):
+        return place
+    if name not in FULL_SCALE:
+        other = ", which is a CLIPModel and draws nothing: `python -m surveylib.worlds.shapes.caption_choice` scores it"
+        raise ValueError(f"unknown model {name!r}{other if name == 'shapes-clip' else ', and no folder of that name'}. "
+                         f"Shipped: {', '.join(shipped_models())}; full scale: {', '.join(FULL_SCALE)}; tiny and "
+                         f"random: {', '.join(TINY)}; or the path of a folder in diffusers' format")
+    entry = FULL_SCALE[name]
+    if place.type == "cpu" and not allow_cpu:
+        raise ModelUnavailable(
+            f"{name} is a full-scale model of {entry.gigabytes:g} GB, and there is no GPU to run it on (device "
+            f"{place}). Nothing was loaded. In Python load_model({name!r}, allow_cpu=True) runs it on the CPU all the "
+            f"same; load_model({_rehearsal(entry)!r}) runs the same code on a tiny random model"
+        )
+    return place
 
 
 def shipped_models() -> list[str]:
@@ -212,20 +234,23 @@ def _check_complete(model: PipelineModel, folder: Path, remedy) -> None:
     for path in (folder / model.part).glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             stored.update(file.keys())
-    missing = sorted(set(model.network.state_dict()) - stored) if stored else []
+    weights = model.network.state_dict()
+    missing = sorted(set(weights) - stored) if stored else []
     if missing:
         raise ModelUnavailable(f"{folder / model.part} lacks {len(missing)} weights, among them {missing[0]}\n"
                                f"{remedy(folder / model.part)}")
+    if sum(value.numel() for value in weights.values()) > FINITE_UP_TO:
+        return
+    for name, part in model.pipeline.components.items():
+        broken = [key for key, value in part.state_dict().items() if not value.isfinite().all()] if isinstance(
+            part, torch.nn.Module) else []
+        if broken:
+            raise ModelUnavailable(f"damaged: {folder / name}, whose weights {broken[0]} are not finite\n"
+                                   f"{remedy(folder / name)}")
 
 
-def _load_full_scale(name: str, device, dtype, allow_cpu: bool, download: bool, settings: dict) -> PipelineModel:
+def _load_full_scale(name: str, device, dtype, download: bool, settings: dict) -> PipelineModel:
     entry = FULL_SCALE[name]
-    if device.type == "cpu" and not allow_cpu:
-        raise ModelUnavailable(
-            f"{name} is a full-scale model of {entry.gigabytes:g} GB, and there is no GPU to run it on (device "
-            f"{device}). Nothing was loaded. load_model({name!r}, allow_cpu=True) runs it on the CPU all the same; "
-            f"load_model({_rehearsal(entry)!r}) runs the same code on a tiny random model"
-        )
     kind = dtype or (torch.float32 if device.type == "cpu" else DTYPES[entry.dtype])
     try:
         pipeline = _from_pretrained(entry.hub_id, entry.pipeline, kind, entry.variant, not download)
@@ -296,6 +321,9 @@ def _check_part(folder: Path, kind: str, remedy) -> None:
         raise ModelUnavailable(f"missing: {folder}, the folder of {kind}\n{remedy(folder)}")
     for path in sorted(folder.glob("*.json")):
         _read_json(path, remedy)
+    if "Tokenizer" in kind and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelUnavailable(f"missing: {folder}, the vocabulary of {kind} (one of {', '.join(TOKENIZER_FILES)})\n"
+                               f"{remedy(folder)}")  # transformers would build one without words
     if "Tokenizer" in kind or "Processor" in kind or "Extractor" in kind:
         return
     config = "scheduler_config.json" if kind.endswith("Scheduler") else "config.json"
@@ -376,7 +404,7 @@ def _check_device(device: str | torch.device | None, small: bool) -> torch.devic
 def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None or dtype in DTYPES.values():
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; there are {', '.join(DTYPES)}")
     return DTYPES[dtype]
 

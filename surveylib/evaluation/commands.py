@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from surveylib.evaluation.measure import WORK, measure
-from surveylib.evaluation.protocol import BUDGETS, MOST_SETTINGS
+from surveylib.evaluation.protocol import BUDGETS, MOST_SETTINGS, Budget
 from surveylib.evaluation.report import COLUMNS, report
-from surveylib.evaluation.rows import ROWS
+from surveylib.evaluation.rows import ROWS, stale_measurements
 from surveylib.runs.scale import current_scale
 
 
@@ -34,12 +34,38 @@ def measure_command(
         training_calls, calls_per_picture: the budget in network-call equivalents; None takes the scale's.
         settings: tried for each technique. out: folder of rows. work: folder of checkpoints.
     """
-    console = console or Console()
     scale = current_scale(scale)
     given = {"training": training_calls, "calls_per_picture": calls_per_picture}
     budget = replace(BUDGETS[scale], **{name: value for name, value in given.items() if value is not None})
-    rows = measure(list(techniques) if techniques else None, range(seeds), budget, scale=scale, settings=settings,
-                   folder=out, work=work, say=lambda line: console.print(line, style="dim", highlight=False))
+    _measured(list(techniques) if techniques else None, range(seeds), budget, scale, settings, out, work,
+              console or Console())
+
+
+def stale_command(
+    techniques: Sequence[str] = (), settings: int = MOST_SETTINGS, out: Path = ROWS, work: Path = WORK,
+    console: Console | None = None,
+) -> None:
+    """Measure again the techniques that have a row out of date: with all seeds that they have, and the rows' own budget
+    and scale.
+
+    Args:
+        techniques: names to look at; none stands for all. settings, out, work: as in `measure_command`.
+
+    Raises:
+        FileNotFoundError: no row there.
+    """
+    console = console or Console()
+    found = [plan for plan in stale_measurements(out) if not techniques or plan[0] in techniques]
+    if not found:
+        console.print("no row is out of date" + (f" of {', '.join(techniques)}" if techniques else ""))
+    for technique, scale, budget, seeds in found:
+        _measured([technique], seeds, budget, scale, settings, out, work, console)
+
+
+def _measured(techniques: list[str] | None, seeds: Sequence[int], budget: Budget, scale: str, settings: int, out: Path,
+              work: Path, console: Console) -> None:
+    rows = measure(techniques, seeds, budget, scale=scale, settings=settings, folder=out, work=work,
+                   say=lambda line: console.print(line, style="dim", highlight=False))
     for row in rows:
         console.print(f"{row['technique']}-seed{row['seed']}-{row['setting']}: {summary(row)}", highlight=False)
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import platform
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -281,14 +282,26 @@ def stale(folder: Path = ROWS) -> dict[str, list[str]]:
     return found
 
 
-def stale_techniques(folder: Path = ROWS) -> list[str]:
-    """Techniques that have a row out of date, in order of name.
+def stale_measurements(folder: Path = ROWS) -> list[tuple[str, str, Budget, tuple[int, ...]]]:
+    """What to measure again: (technique, scale, budget, seeds) of techniques that have a row out of date.
+
+    Seeds are all that the technique has at this scale and budget: its setting is chosen with the first.
 
     Raises:
         FileNotFoundError: no row there.
     """
     rows = need_rows(folder)
-    return sorted({rows[name]["technique"] for name in stale(folder)} - {BASE})
+    changed, seeds = set(stale(folder)), defaultdict(set)
+    old = set()
+    for name, row in rows.items():
+        if row["technique"] == BASE:  # measured again with any technique
+            continue
+        key = (row["technique"], row["scale"], tuple(sorted(row["budget"].items())))
+        seeds[key].add(row["seed"])
+        if name in changed:
+            old.add(key)
+    return [(technique, scale, Budget(**dict(budget)), tuple(sorted(seeds[technique, scale, budget])))
+            for technique, scale, budget in sorted(old)]
 
 
 def stale_reasons(row: Row) -> list[str]:

@@ -7,6 +7,7 @@ which prompts, which ranks, how items are cut into memory, optimiser, checkpoint
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
@@ -18,10 +19,7 @@ from surveylib.diffusion.model import Condition, DiffusionModel
 from surveylib.rewards.contract import Reward
 from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import generators, permutation, seed_of
-
-
-class TechniqueError(ValueError):
-    """A model, a signal or a setting that a technique cannot work with."""
+from surveylib.techniques.checks import TechniqueError, check_all, warn_of_clip
 
 
 class PreferenceData(Protocol):
@@ -236,6 +234,7 @@ class Training:
             raise TechniqueError(f"{self.samples} samples cannot be cut into {self.updates} updates; lower updates")
         if self.autocast not in (None, "bfloat16", "float16", "auto"):
             raise TechniqueError(f"autocast={self.autocast!r}: choose None, 'auto', 'bfloat16' or 'float16'")
+        check_all(self, "training:")
 
 
 @dataclass(frozen=True)
@@ -277,6 +276,7 @@ class Technique:
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
+        check_all(self.config, f"{self.name}:")
 
     def check(self, model: DiffusionModel, signal: Signal, training: Training) -> None:
         """Refuses a model, a signal or settings that do not fit. Subclasses add to it.
@@ -298,6 +298,7 @@ class Technique:
         if not wants_reward and kinds and getattr(signal, "kind", None) not in kinds:
             raise TechniqueError(f"{self.name} learns from {' or '.join(sorted(kinds))}; got "
                                  f"{getattr(signal, 'kind', type(signal).__name__)}")
+        warn_of_clip(self.config, math.prod(model.latent_shape))
 
     def collect(self, model: DiffusionModel, draw: Draw, signal: Signal) -> Batch:
         """What to learn from in this epoch, computed without gradient with the present weights."""
@@ -360,6 +361,7 @@ class Sampler:
 
     def __init__(self, config: Any = None) -> None:
         self.config = self.Config() if config is None else config
+        check_all(self.config, f"{self.name}:")
 
     def check(self, model: DiffusionModel, reward: Reward) -> None:
         """As `Technique.check`, for a sampler."""

@@ -7,9 +7,12 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from surveylib.diffusion.dynamics import DDIM
 from surveylib.diffusion.pipelines import ADAPTERS, from_pipeline
+from surveylib.diffusion.rollout import rollout
 from surveylib.diffusion.schedules import broadcast
 from surveylib.diffusion.tiny import RESOLUTION, TINY, tiny_pipeline, tiny_sd
+from surveylib.diffusion.zoo import load_model
 
 PROMPTS = ["a red circle", "a blue square left of a green triangle"]
 NAMES = ["tiny-sd", "tiny-sdxl", "tiny-sd3", "tiny-flux"]
@@ -366,3 +369,34 @@ def test_euler_scheduler_with_leading_spacing_as_published_for_sdxl():
     # Two steps: its sigmas are float32, and a network of random weights amplifies that from step to step.
     theirs = pipeline_pictures(model, noise, 2, guidance_scale=2.0)
     assert_same_picture(our_pictures(model, noise, 2, 2.0), theirs)
+
+
+# -- at the border -----------------------------------------------------------------------------------------------------
+def test_what_does_not_fit_is_refused_before_the_network_sees_it():
+    model, other = load_model("tiny-sd"), load_model("shapes-sd")
+    x, mine, theirs = model.initial_noise(1), model.encode(["a cat"]), other.encode(["a red circle"])
+    with pytest.raises(ValueError, match=r"text features are 128 wide, .* takes"):
+        model.predict(x, 500, theirs)
+    for guidance in (float("nan"), float("inf"), torch.tensor([float("nan")])):
+        with pytest.raises(ValueError, match="must be finite"):
+            model.predict(x, 500, mine, guidance)
+    with pytest.raises(ValueError, match=r"time \[5000\.?0?\] is outside \[-1, 999\]"):
+        model.predict(x, 5000, mine)
+    with pytest.raises(ValueError, match="floating point"):
+        model.decode(torch.zeros(1, *model.latent_shape, dtype=torch.int64))
+
+
+def test_noises_for_one_sample_are_not_shared_by_two():
+    model = load_model("tiny-sd")
+    noises = torch.randn(5, 1, *model.latent_shape)
+    with pytest.raises(ValueError, match="give one for each sample"):
+        list(rollout(model, model.encode(["a", "b"]), dynamics=DDIM(1.0), steps=5, noises=noises))
+
+
+def test_dynamics_by_name_in_a_rollout():
+    model = load_model("tiny-sd")
+    condition, x = model.encode(["a cat"]), torch.randn(1, *model.latent_shape)
+    by_name, given = (list(rollout(model, condition, dynamics=d, steps=4, x=x))[-1].x_next for d in ("ddim", DDIM()))
+    assert torch.equal(by_name, given)
+    with pytest.raises(ValueError, match="unknown dynamics 'foo': choose one of"):
+        list(rollout(model, condition, dynamics="foo", steps=4, x=x))

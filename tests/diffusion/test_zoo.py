@@ -170,6 +170,23 @@ def test_a_damaged_folder_of_ones_own(folder):
         load_model(folder)
 
 
+def test_a_folder_without_a_vocabulary(folder):
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / "tokenizer" / name).unlink(missing_ok=True)
+    with pytest.raises(ModelUnavailable, match=r"missing: .*tokenizer, the vocabulary of CLIPTokenizer"):
+        load_model(folder)
+
+
+def test_a_weight_file_of_the_right_length_with_other_bytes(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4000:] = b"\xff" * 4000
+    file.write_bytes(data)
+    with pytest.raises(ModelUnavailable, match=r"damaged: .*unet, whose weights .* are not finite"):
+        load_model(folder)
+
+
 def test_missing_weights_inside_a_whole_file(folder):
     path = next((folder / "unet").glob("*.safetensors"))
     state = load_file(path)
@@ -215,6 +232,11 @@ def test_full_scale_without_a_gpu_says_so_before_loading(name, no_gpu, monkeypat
     assert f"{FULL_SCALE[name].gigabytes:g} GB" in str(error.value) and "allow_cpu=True" in str(error.value)
     rehearsal = str(error.value).split("load_model('")[-1].split("'")[0]
     assert type(tiny_pipeline(rehearsal)).__name__ == FULL_SCALE[name].pipeline
+
+
+def test_the_shipped_clip_model_draws_nothing():
+    with pytest.raises(ValueError, match=r"shapes-clip.*is a CLIPModel and draws nothing: .*caption_choice"):
+        load_model("shapes-clip")
 
 
 @pytest.mark.parametrize("name", FULL_SCALE)

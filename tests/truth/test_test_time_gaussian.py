@@ -55,6 +55,20 @@ def estimates(accumulate: bool, potential: str, ess: float, strength: float) -> 
     return drawn.trace[-1]["log_z"].exp(), exact
 
 
+@pytest.mark.parametrize("scheme", ["systematic", "stratified", "multinomial"])
+def test_a_reward_of_zero_or_one_is_tilted_as_told(scheme):
+    """P*(r = 1) = q e^lambda / (1 - q + q e^lambda). The last weights are equal: the choice falls after resampling."""
+    schedule, strength, prompts = VPSchedule.cosine(), 2.0, 1500
+    config = FKConfig(particles=64, potential="diff", strength=strength, steps=12, guidance=1.0, ess=1.0,
+                      scheme=scheme, select="sample", batch=10**6)
+    reward = PointReward(lambda x: (x[:, 0] > 0.5).to(x), differentiable=False)
+    drawn = FKSteering(config).sample(ExactModel(spread(), schedule), ["any"] * prompts, reward)
+    q = 0.5 * math.erfc(0.5 / math.sqrt(2 * float(linear_law(schedule, 12))))
+    told = q * math.exp(strength) / (1 - q + q * math.exp(strength))
+    assert drawn.rewards.double().mean().item() == pytest.approx(told, abs=0.04)
+    assert told - q > 0.3  # else the line above says little
+
+
 # ADD counts a reward once for every weighing: at strength 1 its weights are too uneven for four particles
 CASES = [("diff", 0.5, 1.0), ("diff", 1.0, 1.0), ("max", 0.5, 1.0), ("add", 0.9, 0.3)]
 

@@ -65,6 +65,10 @@ class DDPOConfig:
         check_fraction(self.timestep_fraction)
         if self.clip <= 0 or self.steps < 1:
             raise TechniqueError(f"clip={self.clip} must be positive and steps={self.steps} at least 1")
+        if not 1 <= self.tracker_least <= self.tracker_size:
+            raise TechniqueError(f"tracker_least={self.tracker_least} must lie between 1 and tracker_size="
+                                 f"{self.tracker_size}: more rewards of a prompt are never kept, so that its own "
+                                 "statistics would never be used")
 
 
 def score_function_loss(log_prob: Tensor, advantage: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ The reward is differentiated through the sampler itself: with x_0 = sample(theta
 
 Special: no KL term and no exploration; the fastest way up a reward, and past it. Less of the adapter at sampling time
 (`lora_strength`) is the paper's brake. The whole state x_K is cut, not the network's output alone: that is AlignProp.
-Deviation: rewards see a straight-through clamp of the picture. Chapter: techniques/04_following_the_rewards_gradient.
+Deviations: rewards see a straight-through clamp of the picture; LV averages the n re-noisings alone and leaves out the
+gradient of the last step that x_0 came from, which would be one more draw of the same.
+Chapter: techniques/04_following_the_rewards_gradient.
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ class FKSteering(Sampler):
         if c.select == "best":
             chosen = best(rewards)
         else:
-            chosen = choose(swarm.log_weights, prompt_uniforms(seed, len(prompts), 1, "choice")[:, 0])
+            uniforms = prompt_uniforms(seed, len(prompts), 1, "choice")[:, 0]
+            chosen = choose(swarm.log_weights, uniforms, ~swarm.resampled)
         swarm.trace[-1]["chosen"] = chosen
         return Samples(take(pictures, chosen), take(latents, chosen), take(rewards.flatten(), chosen), swarm.trace,
                        ledger)
@@ -197,7 +198,8 @@ class Swarm:
     """Weights, histories and ancestry of the particles of B prompts.
 
     log_weights: (B, K) since the last resampling. log_z: (B,) log of the estimate of E_p[exp(lambda r)].
-    roots: (B, K) the first ancestor of each particle. trace: see `FKSteering`.
+    roots: (B, K) the first ancestor of each particle. resampled: (B,) prompts resampled at least once.
+    trace: see `FKSteering`.
     """
 
     def __init__(self, prompts: int, config: FKConfig, seed: int) -> None:
@@ -207,6 +209,7 @@ class Swarm:
         self.log_z = torch.zeros(prompts, dtype=torch.float64)
         self.history = no_history(prompts, k)
         self.roots = torch.arange(k).expand(prompts, k)
+        self.resampled = torch.zeros(prompts, dtype=torch.bool)
         self.trace: list[dict[str, Any]] = []
 
     def weigh(self, index: int, rewards: Tensor, x: Tensor) -> Tensor:
@@ -227,6 +230,7 @@ class Swarm:
         self.log_weights = torch.where(dropped[:, None], torch.zeros_like(self.log_weights), self.log_weights)
         self.history = {name: value.gather(1, ancestors) for name, value in self.history.items()}
         self.roots = self.roots.gather(1, ancestors)
+        self.resampled = self.resampled | poor
         self.trace.append({"step": index, "rewards": rewards, "ess": ess, "resampled": poor, "ancestors": ancestors})
         rows = (torch.arange(self.prompts)[:, None] * c.particles + ancestors).flatten()
         return x[rows.to(x.device)]

@@ -53,7 +53,8 @@ class IPGOConfig:
 
     prefix, suffix: tokens before and after the prompt. rank: coefficients that a token brings; a side with n tokens has
     m = rank n columns in E. rotate: False leaves R out. gamma: of conformity.
-    epochs: optimiser steps; 0 is the base sampler. lr: of Adam; times `decay` every `decay_every` epochs.
+    epochs: times the tokens are drawn with and scored; an optimiser step between two, so one less. 0 is the base
+    sampler. lr: of Adam; times `decay` every `decay_every` epochs.
     clip_norm: of each prompt's gradient. last_steps: K. steps, guidance: of the rollout, DDIM without noise; guidance
     None takes the model's own. batch: prompts optimised together.
     """

@@ -63,15 +63,21 @@ def resample(log_weights: Tensor, uniforms: Tensor, scheme: Scheme = "systematic
     return _invert(normalised(log_weights), points)
 
 
-def choose(log_weights: Tensor, uniforms: Tensor) -> Tensor:
+def choose(log_weights: Tensor, uniforms: Tensor, exchangeable: Tensor | None = None) -> Tensor:
     """One particle (B,) of each prompt, with the probability of its weight; log-weights (B, K), uniforms (B,).
 
-    Where all weights of a prompt are equal the choice is particle 0: particles are exchangeable, so that any of them is
-    a fair draw, and particle 0 is the base sampler's picture.
+    Where all weights of an `exchangeable` prompt are equal the choice is particle 0, the base sampler's picture: any of
+    them is a fair draw. Resampled particles are not exchangeable: systematic and stratified resampling sort them by
+    ancestor, so that the first place always holds a child of the first ancestors.
+
+    Args:
+        exchangeable: (B,) bool, prompts whose particles were never resampled; None: all.
     """
     weights = normalised(log_weights)
     chosen = _invert(weights, uniforms.double()[:, None])[:, 0]
     equal = (log_weights == log_weights[:, :1]).all(1)
+    if exchangeable is not None:
+        equal = equal & exchangeable
     return torch.where(equal, torch.zeros_like(chosen), chosen)
 
 

@@ -46,6 +46,8 @@ class GaussianMixture:
         count, d = means.shape
         covariances = torch.as_tensor(covariances, dtype=torch.float64, device=means.device)
         if covariances.shape == (count,):
+            if not (covariances > 0).all():
+                raise ValueError(f"standard deviations must be positive, got {covariances.tolist()}")
             covariances = covariances.square()[:, None, None] * torch.eye(d, dtype=torch.float64, device=means.device)
         if covariances.shape != (count, d, d):
             raise ValueError(f"covariances must be ({count}, {d}, {d}) or ({count},), got {tuple(covariances.shape)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -129,35 +130,57 @@ VOCABULARY = frozenset(
 )
 
 
+MORE = ("five", "six", "seven", "eight", "nine", "ten", *map(str, range(MAX_THINGS + 1, 100)))
+
+
 def unknown_words(text: str) -> list[str]:
     """Words of a prompt that the grammar does not have, in order."""
     return [word for word in re.findall(r"[^\s,.]+", text.lower()) if word not in VOCABULARY]
 
 
+def warn_outside(texts: Sequence[str], stacklevel: int = 2) -> None:
+    """Warns, once for all texts, of words outside the grammar: a model of the Shapes world has never seen them.
+
+    Warns:
+        UserWarning naming the words.
+    """
+    strange = dict.fromkeys(word for text in texts for word in unknown_words(text))
+    if strange:
+        warnings.warn(f"words outside the Shapes grammar, which its models never saw: {', '.join(strange)}. Shapes are "
+                      f"{', '.join(SHAPES)}; colours {', '.join(COLOURS)}", stacklevel=stacklevel + 1)
+
+
 def _parse_group(phrase: str) -> Group:
-    words = phrase.split()
-    count, size, colour, shape = 1, None, None, None
-    for word in words:
+    found: dict[str, list] = {"number": [], "size": [], "colour": [], "shape": []}
+    for word in phrase.split():
         if word in ("a", "an", "one"):
-            count = 1
+            found["number"].append(1)
         elif word in COUNTS:
-            count = COUNTS.index(word) + 1
+            found["number"].append(COUNTS.index(word) + 1)
         elif word in SIZES:
-            size = word
+            found["size"].append(word)
         elif word in COLOURS:
-            colour = word
+            found["colour"].append(word)
         elif word in SHAPES or word in _SINGULAR:
-            shape = _SINGULAR.get(word, word)
-    if shape is None:
+            found["shape"].append(_SINGULAR.get(word, word))
+        elif word in ("on", "background", *BACKGROUNDS):
+            raise ValueError(f"{word!r} in {phrase!r} names no background; those are 'on a ... background' with "
+                             f"{', '.join(BACKGROUNDS)}, at the end of the prompt")
+    for kind, values in found.items():
+        if len(values) > 1:
+            raise ValueError(f"{phrase!r} names {len(values)} {kind}s, {', '.join(map(str, values))}; a group has one")
+    if not found["shape"]:
         raise ValueError(f"no shape in {phrase!r}; shapes are {', '.join(SHAPES)}")
-    return Group(shape, count, colour, size)
+    count, size, colour, shape = ((*values, None)[0] for values in found.values())
+    return Group(shape, count or 1, colour, size)
 
 
 def parse(text: str) -> Spec:
     """Read a prompt back.
 
     Raises:
-        ValueError: no shape in it, more than two groups, or more than four things; the message says what is allowed.
+        ValueError: no shape in it, more than two groups, a group with two colours (shapes, sizes, numbers), two
+        relations, another background than those there are, or more than four things; the message says what is allowed.
 
     Warns:
         UserWarning naming words outside the grammar; they are passed over.
@@ -165,6 +188,8 @@ def parse(text: str) -> Spec:
     strange = unknown_words(text)
     if strange:
         warnings.warn(f"words outside the Shapes grammar, passed over: {', '.join(strange)}", stacklevel=2)
+    if more := [word for word in strange if word in MORE]:
+        raise ValueError(f"{text!r} asks for {more[0]} things; a picture holds at most {MAX_THINGS}")
     rest = re.sub(r"[,.]", " ", text.lower())
     rest = " ".join(w for w in rest.split() if w in VOCABULARY)
     rest = re.sub(r"^(a picture|an image|a drawing) of ", "", rest)
@@ -177,6 +202,10 @@ def parse(text: str) -> Spec:
         for saying in sorted(sayings, key=len, reverse=True):
             if re.search(rf"\b{saying}\b", rest) and relation is None:
                 relation, phrases = name, re.split(rf"\b{saying}\b", rest, maxsplit=1)
+    others = [saying for phrase in phrases for sayings in _RELATION_WORDS.values() for saying in sayings
+              if re.search(rf"\b{saying}\b", phrase)]
+    if relation and others:
+        raise ValueError(f"{text!r} names a second relation, {others[0]!r}; a prompt has two groups and one relation")
     if len(phrases) > 2:
         raise ValueError(f"{text!r} names {len(phrases)} groups; a prompt has one or two")
     spec = Spec(tuple(_parse_group(phrase) for phrase in phrases), relation, background)

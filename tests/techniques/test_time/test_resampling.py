@@ -16,8 +16,8 @@ from surveylib.techniques.test_time.resampling import (
 WEIGHTS = torch.tensor([0.05, 0.4, 0.15, 0.3, 0.1], dtype=torch.float64)
 
 
-def uniforms(rows: int, k: int) -> torch.Tensor:
-    return torch.rand(rows, k, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+def uniforms(rows: int, k: int, seed: int = 3) -> torch.Tensor:
+    return torch.rand(rows, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_effective_sample_size_between_one_and_k():
@@ -74,3 +74,15 @@ def test_all_weights_zero_or_nan_name_the_prompts():
 
 def test_equal_weights_choose_particle_zero():
     assert choose(torch.full((3, 4), 0.7), torch.tensor([0.1, 0.5, 0.99])).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_draw_after_resampling_is_fair_although_its_weights_are_equal(scheme):
+    """Weights 1, 1, 1, 5 of particles marked 0, 0, 0, 1: resampled, then one is drawn. P(mark) = 5/8."""
+    prompts = 20_000
+    log_weights = torch.tensor([1.0, 1, 1, 5]).log().expand(prompts, 4)
+    drawn = resample(log_weights, uniforms(prompts, 4), scheme)
+    once = torch.ones(prompts, dtype=torch.bool)
+    chosen = choose(torch.zeros(prompts, 4), uniforms(prompts, 1, seed=9)[:, 0], ~once)
+    marks = (drawn == 3).double().gather(1, chosen[:, None]).mean().item()
+    assert marks == pytest.approx(5 / 8, abs=4 * (15 / 64 / prompts) ** 0.5)

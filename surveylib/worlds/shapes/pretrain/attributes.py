@@ -88,20 +88,38 @@ def scene_labels(scene: Scene) -> Tensor:
     return torch.from_numpy(np.concatenate([shapes.ravel(), colours.ravel(), np.array(whole, dtype=np.uint8)]))
 
 
+def centres(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each shape stands: middle of the patches it covers, x and y in [-1, 1], (B, 7, 2), and whether it is there,
+    (B, 7); labels (B, 153) of `scene_labels`."""
+    side = CANVAS // PATCH
+    axis = torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=labels.device)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    covered = F.one_hot(labels[:, :PATCHES].long(), len(SHAPES) + 1)[..., 1:].float()
+    count = covered.sum(1)
+    middle = covered.transpose(1, 2) @ torch.stack([x.flatten(), y.flatten()], -1) / count[..., None].clamp(min=1)
+    return middle, count > 0
+
+
 class PictureHeads(nn.Module):
-    """Reads a scene off a vision tower: shape and colour off each patch token, the whole off the pooled class token."""
+    """Reads a scene off a vision tower: shape and colour off each patch token, the whole off the pooled class token,
+    and off that where each shape stands, from which a relation follows."""
 
     def __init__(self, width: int):
         super().__init__()
         self.patch, self.scene = nn.Linear(width, sum(OF_PATCH)), nn.Linear(width, sum(OF_SCENE))
+        self.place = nn.Linear(width, 2 * len(SHAPES))
 
-    def forward(self, tokens: Tensor, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(patch loss, scene loss), mean cross entropies; tokens (B, 1 + 64, W), pooled (B, W), labels (B, 153)."""
+    def forward(self, tokens: Tensor, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(patch loss, scene loss, place loss): sums of mean cross entropies, and the mean squared error of centres in
+        half canvases; tokens (B, 1 + 64, W), pooled (B, W), labels (B, 153)."""
         patches, labels = self.patch(tokens[:, 1:]).float().split(OF_PATCH, dim=-1), labels.long()
         near = sum(F.cross_entropy(part.flatten(0, 1), labels[:, i * PATCHES : (i + 1) * PATCHES].flatten())
                    for i, part in enumerate(patches))
         parts = self.scene(pooled).float().split(OF_SCENE, dim=1)
-        return near, sum(F.cross_entropy(part, labels[:, 2 * PATCHES + i]) for i, part in enumerate(parts))
+        whole = sum(F.cross_entropy(part, labels[:, 2 * PATCHES + i]) for i, part in enumerate(parts))
+        where, there = centres(labels)
+        errors = (self.place(pooled).float().unflatten(1, (len(SHAPES), 2)) - where).square().sum(-1)
+        return near, whole, (errors * there).sum() / there.sum().clamp(min=1)
 
 
 OF_SAID = (*OF_SCENE[:-1], len(BACKGROUNDS) + 1)

@@ -134,10 +134,10 @@ def reader(nets: nn.ModuleDict, tokens: Tensor, labels: Tensor, said: Tensor, bo
     end = tokens.eq(nets["clip"].config.text_config.eos_token_id).int().argmax(-1)
 
     def read(patches: Tensor, pooled: Tensor, hidden: Tensor) -> Tensor:
-        near, whole = nets["pictures"](patches, pooled, labels)
+        near, whole, place = nets["pictures"](patches, pooled, labels)
         words = nets["captions"](hidden, tokens[:, : hidden.shape[1]], end, said)
         bindings = nets["bindings"](hidden[torch.arange(len(end), device=end.device), end], bound)
-        return share * (near + 0.3 * whole + words + 0.3 * bindings)
+        return share * (near + 0.3 * whole + 5 * place + words + 0.3 * bindings)
 
     return read
 

@@ -1,17 +1,23 @@
-"""Changed settings at the border: of the type that their dataclass names, and in a range that trains.
+"""Settings at the border: of the type that their dataclass names, and in a range that trains.
 
-Settings come from ``--set`` and from recipes, which people edit by hand. A negative clip turns the gradient round, a
-text where a number belongs fails somewhere deep: both are refused here, with the field, the value and what is allowed.
+Settings come from ``--set``, from recipes, which people edit by hand, and from Python. A negative clip turns the
+gradient round, a text where a number belongs fails somewhere deep: both are refused here, with the field, the value and
+what is allowed.
 """
 
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable, Mapping
-from math import inf
+from dataclasses import fields
+from math import inf, isnan
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from surveylib.techniques.contract import TechniqueError
+
+class TechniqueError(ValueError):
+    """A model, a signal or a setting that a technique cannot work with."""
+
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "clip_norm": (lambda v: v > 0, "a number > 0"),
@@ -27,6 +33,14 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "betas": (lambda v: all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
     "tracker_size": (lambda v: v >= 1, "1 or more"),
     "empty_prompts": (lambda v: 0 <= v < 1, "a share in [0, 1)"),
+    "clip": (lambda v: v is None or 0 < v < inf, "a finite number > 0"),
+    "eta": (lambda v: 0 <= v <= 1, "a number in [0, 1]: 0 is deterministic, 1 has the noise of DDPM"),
+    "beta": (lambda v: v is None or 0 <= v < inf, "a finite number >= 0"),
+    "kl_weight": (lambda v: 0 <= v < inf, "a finite number >= 0"),
+    "reward_weight": (lambda v: 0 <= v < inf, "a finite number >= 0"),
+    "value_lr": (lambda v: 0 < v < inf, "a finite number > 0"),
+    "value_steps": (lambda v: v >= 1, "1 or more"),
+    "value_batch": (lambda v: v >= 1, "1 or more"),
 }
 
 
@@ -41,11 +55,33 @@ def check_settings(owner: type, values: Mapping[str, Any], what: str) -> None:
     """
     hints = get_type_hints(owner)
     for name, value in values.items():
+        if isinstance(value, float) and isnan(value):
+            raise TechniqueError(f"{what} {name} = {value!r}; allowed: {words(hints[name])}")
         if not fits(value, hints[name]):
             raise TechniqueError(f"{what} {name} = {value!r}; allowed: {words(hints[name])}")
         holds, allowed = RANGES.get(name, (None, ""))
         if holds is not None and not holds(value):
             raise TechniqueError(f"{what} {name} = {value!r}; allowed: {allowed}")
+
+
+def check_all(settings: Any, what: str) -> None:
+    """As `check_settings`, of all fields of a dataclass."""
+    check_settings(type(settings), {f.name: getattr(settings, f.name) for f in fields(settings)}, what)
+
+
+def warn_of_clip(config: Any, dimensions: int) -> None:
+    """Warns where a clip made for means of log-probabilities meets their sums, which are `dimensions` times larger:
+    then nearly every item is clipped after the first update. Settings without both `clip` and `reduction` pass.
+
+    Warns:
+        UserWarning naming the clip that would be the same band.
+    """
+    if getattr(config, "reduction", None) != "sum" or not hasattr(config, "clip") or dimensions <= 8:
+        return
+    if getattr(config, "estimator", None) != "sf" and config.clip <= 10 * type(config)().clip:
+        warnings.warn(f"clip={config.clip:g} belongs to reduction='mean'. Sums over {dimensions} dimensions are that "
+                      "much larger, and nearly every item will be clipped: the same band is clip="
+                      f"{type(config)().clip * dimensions:g}", stacklevel=4)
 
 
 def fits(value: Any, hint: Any) -> bool:
