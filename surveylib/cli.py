@@ -105,13 +105,14 @@ def sample(
         load_lora(loaded, weights)
     texts = [text for text in prompt for _ in range(count)]
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), lora_strength(loaded, strength) if adapter is not None else nullcontext():
-        if technique is not None:
+    with lora_strength(loaded, strength) if adapter is not None else nullcontext():
+        if technique is not None:  # some follow a gradient
             pictures = _steered(loaded, texts, technique, reward, scale, steps, guidance, seed)
         else:
             steps = loaded.default_steps if steps is None else steps
-            latents = draw(loaded, loaded.encode(texts), steps=steps, guidance=guidance, generator=generator)
-            pictures = loaded.decode(latents, clamp=True).cpu()
+            with torch.no_grad():
+                latents = draw(loaded, loaded.encode(texts), steps=steps, guidance=guidance, generator=generator)
+                pictures = loaded.decode(latents, clamp=True).cpu()
     _write_grid(pictures, len(prompt), out)
     console.print(f"{len(pictures)} pictures in {out}")
 

@@ -12,6 +12,8 @@ from surveylib.alignment.run import PROMPTS_FILE, read_recipe
 from surveylib.evaluation.protocol import Budget
 from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.registry import load_reward
+from surveylib.techniques.contract import Sampler
+from surveylib.techniques.registry import technique_class, technique_names
 
 PAGE = (Path(__file__).parents[1] / "book" / "run.md").read_text(encoding="utf-8")
 MINE = next(code for code in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "def Darkness" in code)
@@ -221,6 +223,16 @@ def test_the_model_of_sample_by_place_or_by_option(monkeypatch, capsys, tmp_path
     assert "name one model" in refused(monkeypatch, capsys, "sample", "tiny-sd", "--model", "tiny-sd", *out)
     assert "name one model" in refused(monkeypatch, capsys, "sample", *out)
     assert "--prompt" in refused(monkeypatch, capsys, "sample", "tiny-sd", "--out", tmp_path / "x.png")
+
+
+SAMPLERS = [name for name in technique_names() if issubclass(technique_class(name), Sampler)]
+
+
+@pytest.mark.parametrize("technique", SAMPLERS)
+def test_every_sampler_draws_from_the_command_line(technique, monkeypatch, tmp_path):
+    out = tmp_path / "x.png"
+    assert surveylib(monkeypatch, "sample", "tiny-sd", "--prompt", "a cat", "--count", 1, "--steps", 3, "--technique",
+                     technique, "--scale", "rehearsal", "--out", out) == 0 and out.is_file()
 
 
 def test_words_that_a_shapes_model_never_saw_are_named(monkeypatch, capsys, tmp_path):

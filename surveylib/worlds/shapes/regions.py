@@ -48,7 +48,7 @@ def check(pictures: Tensor) -> Tensor:
     """Validate pictures at the border: (B, 3, 64, 64), floating, finite; returns them float32 on the CPU in [0, 1].
 
     Raises:
-        ValueError: another shape, an integer dtype or values that are not finite.
+        ValueError: another shape, an integer dtype, values that are not finite or far outside [0, 1].
     """
     if not isinstance(pictures, Tensor) or pictures.ndim != 4 or tuple(pictures.shape[1:]) != (3, CANVAS, CANVAS):
         found = tuple(pictures.shape) if isinstance(pictures, Tensor) else type(pictures).__name__
@@ -58,6 +58,9 @@ def check(pictures: Tensor) -> Tensor:
     pictures = pictures.detach().to("cpu", torch.float32)
     if not torch.isfinite(pictures).all():
         raise ValueError("pictures hold values that are not finite (nan or inf)")
+    if pictures.numel() and (pictures.amin() < -0.75 or pictures.amax() > 2):
+        raise ValueError(f"pictures must lie in [0, 1], got {pictures.amin():.3g} to {pictures.amax():.3g}; bytes: "
+                         "pictures / 255, [-1, 1]: pictures / 2 + 0.5")
     return pictures.clamp(0, 1)
 
 

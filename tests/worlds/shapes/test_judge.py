@@ -17,7 +17,7 @@ from surveylib.worlds.shapes.scenes import CANVAS, Scene, Thing
 N = 600
 KINDS = ("shape", "colour", "size", "count", "relation", "background", "swap")
 CHANGES = {"as drawn": (lambda p: p, 0.995), "blur 1": (lambda p: blur(p, 1.0), 0.97), "noise 0.05": (noisy, 0.97)}
-VAE = Path(surveylib.__file__).parent / "worlds/shapes/checkpoints/shapes-sd/vae"
+CHECKPOINTS = Path(surveylib.__file__).parent / "worlds/shapes/checkpoints"
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +55,12 @@ def test_right_on_matching_prompts_and_on_those_with_one_attribute_changed(drawn
 
 
 @pytest.mark.truth
-@pytest.mark.skipif(not (VAE / "config.json").exists(), reason="the shipped shapes-sd autoencoder is not there")
-def test_right_after_the_autoencoder(drawn):
+@pytest.mark.parametrize("model", ["shapes-sd", "shapes-sd3"])
+def test_right_after_the_autoencoder(drawn, model):
     from diffusers import AutoencoderKL
 
     specs, scenes, pictures, changed = drawn
-    vae = AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(CHECKPOINTS / model / "vae", torch_dtype=torch.float32).eval()
     with torch.no_grad():
         parts = [vae.decode(vae.encode(2 * c - 1).latent_dist.mean).sample for c in pictures.split(100)]
     check((torch.cat(parts) / 2 + 0.5).clamp(0, 1), scenes, specs, changed, 0.97)
