@@ -102,9 +102,7 @@ def rollout(
     """
     times = _times(model, steps)
     count = len(times) - 1
-    dynamics = make_dynamics(dynamics) if isinstance(dynamics, str) else dynamics
-    per_step = [dynamics] * count if isinstance(dynamics, Dynamics) else list(dynamics)
-    _check_count("dynamics", per_step, count)
+    per_step = _per_step(dynamics, count)
     if noises is not None:
         _check_count("noises", noises, count)
     chosen = _chosen_steps(gradient, count)
@@ -124,6 +122,13 @@ def rollout(
             step = _draw(index, prediction, s, transition, given, generator, reduction)
         sent = yield step
         x = step.x_next if sent is None else sent
+
+
+def _per_step(dynamics: Dynamics | Sequence[Dynamics] | str, count: int) -> list[Dynamics]:
+    dynamics = make_dynamics(dynamics) if isinstance(dynamics, str) else dynamics
+    per_step = [dynamics] * count if isinstance(dynamics, Dynamics) else list(dynamics)
+    _check_count("dynamics", per_step, count)
+    return per_step
 
 
 def _draw(
