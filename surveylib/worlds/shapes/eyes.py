@@ -5,9 +5,9 @@
 The pictures are stored beside the labels, which therefore outlive the model that drew them. A label says whether the
 picture shows its prompt and nothing else. The judge was tuned on the half "tune"; the half "report" gives the figure.
 
-One person labelled, once. The judge agrees on 95 of the 100 pictures of "report" and on 187 of all 200. Of the 13 where
-it does not, 4 are shapes that it finds unreadable and a person still recognises, 3 are neighbouring hues, and 5 it passes
-where the person does not.
+One person labelled, once. The judge agrees on 95 of the 100 pictures of "report" and on 187 of all 200. Of the 13
+where it does not, 4 are shapes that it finds unreadable and a person still recognises, 3 are neighbouring hues, and 5
+it passes where the person does not.
 """
 
 from __future__ import annotations
