@@ -367,7 +367,7 @@ def test_a_folder_of_another_version(tmp_path):
     next(small_run(tmp_path)[1])
     identity = json.loads((tmp_path / "identity.json").read_text())
     (tmp_path / "identity.json").write_text(json.dumps({**identity, "format": 99}))
-    with pytest.raises(ValueError, match="its format is 99"):
+    with pytest.raises(ValueError, match="holds a run of format 99"):
         next(small_run(tmp_path)[1])
 
 
