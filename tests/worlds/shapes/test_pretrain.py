@@ -20,6 +20,7 @@ from surveylib.worlds.shapes.pretrain.attributes import (
     BindingHead,
     CaptionHeads,
     attribute_targets,
+    centres,
     said_labels,
 )
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
@@ -432,3 +433,20 @@ def test_the_binding_head_learns_what_is_bound():
         optimiser.step()
     assert loss < 0.1
     assert head(pooled, labels[[1, 0, 3, 2]]) > 10 * loss
+
+
+def test_centres_are_where_the_shapes_stand(tmp_path):
+    """Of two shapes that a relation binds, the first stands on its side of the second."""
+    pool = make_labelled_pool(200, 4, tmp_path)
+    where, there = centres(pool.labels)
+    assert where.abs().max() < 1 and there.any(1).all()
+    axis = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+    found = 0
+    for caption, middle in zip(pool.captions, where):
+        spec = parse(caption)
+        if spec.relation:
+            first, second = (middle[list(SHAPES).index(group.shape)] for group in spec.groups)
+            k, sign = axis[spec.relation]
+            found += 1
+            assert sign * (first - second)[k] > 0, caption
+    assert found > 20

@@ -6,10 +6,10 @@ changed (hard negatives, as in NegCLIP, arXiv 2210.01936): without them colours 
 Contrast alone teaches colours in a thousand steps and shapes hardly at all: 8-pixel patches say little each. Linear
 heads (`attributes`) that are dropped at the end read every patch and the scene off the vision tower, and the caption
 off the text tower, beside the contrast; their weight falls to zero by a cosine over the run. Scene and caption are read
-into one table, shape by shape: count, colour, size, and where the shape stands to the other. Without the caption's
-part of it relations stayed at chance, since "left of" says something about a shape only together with its place in the
-sentence. Captions are those of
-`make_labelled_pool`, which say what was drawn. `--init FOLDER` goes on from a model with fresh heads and optimiser.
+into one table, shape by shape: count, colour, size, and where the shape stands to the other. The text tower learns that
+table early; relations stayed at chance all the same, until the vision tower was also asked for each shape's centre.
+Captions are those of `make_labelled_pool`, which say what was drawn. `--init FOLDER` goes on from a model with fresh
+heads and optimiser.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def trimmed(tokens: Tensor, end: int) -> Tensor:
 
 
 def reader(nets: nn.ModuleDict, tokens: Tensor, labels: Tensor, said: Tensor, bound: Tensor, share: float):
-    """`read` of `loss_of`: what the heads misread, of pictures (patches, scene) and of captions, times `share`."""
+    """`read` of `loss_of`: what the heads misread, of pictures (patches, scene, places) and of captions (words,
+    attributes, what is bound to a shape), times `share`."""
     end = tokens.eq(nets["clip"].config.text_config.eos_token_id).int().argmax(-1)
 
     def read(patches: Tensor, pooled: Tensor, hidden: Tensor) -> Tensor:
