@@ -164,4 +164,4 @@ def test_bad_input_is_refused():
 
 
 def test_names():
-    assert technique_class("ipgo") is IPGO and set(IPGO.PRESETS) == {"toy", "single", "full"}
+    assert technique_class("ipgo") is IPGO and set(IPGO.PRESETS) == {"toy", "rehearsal", "single", "full"}
