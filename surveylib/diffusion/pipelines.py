@@ -26,6 +26,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
+from surveylib.diffusion.clamp import straight_through_clamp
 from surveylib.diffusion.model import Condition, DiffusionModel
 from surveylib.diffusion.predictions import kind_of_scheduler
 from surveylib.diffusion.schedules import Schedule, schedule_from_diffusers
@@ -146,6 +147,8 @@ class PipelineModel(DiffusionModel):
     def decode(self, latents: Tensor, clamp: bool = False) -> Tensor:
         """Pictures (B, 3, H, W), float32 in [0, 1], differentiable; slightly outside unless ``clamp``.
 
+        The clamp is straight through: a plain one has no gradient where a picture is saturated.
+
         Raises ValueError for latents of another shape or on another device.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_shape[0] or not latents.is_floating_point():
@@ -154,7 +157,7 @@ class PipelineModel(DiffusionModel):
         self._check_device(latents, "the latents are")
         images = self.vae.decode(self._to_vae(latents).to(self.vae.dtype), return_dict=False)[0]
         images = images.float() / 2 + 0.5
-        return images.clamp(0, 1) if clamp else images
+        return straight_through_clamp(images) if clamp else images
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Latents (B, *latent_shape), float32, of pictures (B, 3, H, W) in [0, 1]: the mean of the encoder's posterior.

@@ -400,3 +400,13 @@ def test_dynamics_by_name_in_a_rollout():
     assert torch.equal(by_name, given)
     with pytest.raises(ValueError, match="unknown dynamics 'foo': choose one of"):
         list(rollout(model, condition, dynamics="foo", steps=4, x=x))
+
+
+def test_a_clamped_picture_keeps_its_gradient_where_it_is_saturated():
+    model = load_model("tiny-sd")
+    latents = (8 * torch.randn(1, *model.latent_shape)).requires_grad_()
+    free, clamped = model.decode(latents), model.decode(latents, clamp=True)
+    assert ((free < 0) | (free > 1)).any() and torch.equal(clamped, free.clamp(0, 1))
+    weights = torch.rand_like(free)
+    a, b = (torch.autograd.grad((weights * p).sum(), latents)[0] for p in (free, clamped))
+    assert torch.equal(a, b)

@@ -195,10 +195,12 @@ def score(reward, spec: ToyReward, split: str, pictures: str, validation: PairDa
     return report.numbers() | {"agreement with gold": round(gold_accuracy(reward, pairs), 4)}
 
 
-PAIR_PROTOCOL = """Pairs without a tie; score ties count one half; intervals resample prompts. The ceiling is the mean
-of max(p, 1 - p) over the people's choice probabilities; no reward can be right more often. "single annotator" is how
-often one person's choice is another's."""
-RATING_PROTOCOL = """Correlations of the score with the mean vote, over pictures of all prompts; intervals resample
+PAIR_PROTOCOL = """\
+Pairs without a tie; score ties count one half; intervals resample prompts. The ceiling is the mean of max(p, 1 - p)
+over the people's choice probabilities; no reward can be right more often. "single annotator" is how often one person's
+choice is another's."""
+RATING_PROTOCOL = """\
+Correlations of the score with the mean vote, over pictures of all prompts; intervals resample
 prompts. The ceiling is the rank correlation of what the people judge, without chance, with the mean of their votes."""
 
 

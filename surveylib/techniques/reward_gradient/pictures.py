@@ -6,13 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from surveylib.diffusion.clamp import straight_through_clamp
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.rewards.contract import Reward
-
-
-def straight_through_clamp(pictures: Tensor) -> Tensor:
-    """Clamped to [0, 1] forward, the identity backward: a plain clamp has no gradient where a picture is saturated."""
-    return pictures + (pictures.clamp(0, 1) - pictures).detach()
 
 
 def reward_of(model: DiffusionModel, latents: Tensor, reward: Reward, prompts: Sequence[str]) -> Tensor:
