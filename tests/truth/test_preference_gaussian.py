@@ -2,7 +2,8 @@
 
 Diffusion-DPO on Bradley-Terry pairs: it minimises a bound, so no share of the KL is demanded of it at the nominal beta;
 fixed before measuring: it goes a part of the way there (10 to 95 %), a third of the pull stays nearer to the base, a
-tenth of beta overshoots the tilt. RankDPO with unit weights has the same minimiser, KTO no tilt to go to, and D3PO goes to the mode.
+tenth of beta overshoots the tilt. RankDPO with unit weights has the same minimiser, KTO no tilt to go to, and D3PO goes
+to the mode.
 """
 
 import math

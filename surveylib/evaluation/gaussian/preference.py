@@ -125,7 +125,7 @@ def cases(seed: int = 0) -> Iterator[tuple[str, Outcome, str]]:
         yield "diffusion_dpo", outcome, f"{factor:g} x nominal beta{': ' if note else ''}{note}"
     yield "rankdpo", rankdpo(1.0, "unit", seed), "unit weights, 1 x nominal beta: as Diffusion-DPO"
     yield "rankdpo", rankdpo(1.0, "dcg", seed), "DCG weights, 1 x nominal beta: a steeper rule"
-    yield "diffusion_kto", diffusion_kto(1.0, seed), "likes, 1 x nominal beta: aims at what is liked more often than not"
+    yield "diffusion_kto", diffusion_kto(1.0, seed), "likes, 1 x nominal beta: to what is liked more often than not"
     yield "d3po", d3po(0.1, seed), "comparisons taken for certain, band 0.1: past the tilt, to the mode"
     yield "d3po", d3po(0.9, seed), "band 0.9: past the tilt, to the mode"
 
