@@ -26,7 +26,6 @@ from surveylib.worlds.shapes.pretrain.attributes import (
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
-from surveylib.worlds.shapes.pretrain.stable import SameCaption, stable_target
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
 from surveylib.worlds.shapes.pretrain.text import LENGTH, build_tokenizer, text_config, token_ids
 from surveylib.worlds.shapes.prompts import RELATIONS, VOCABULARY, parse
@@ -201,39 +200,6 @@ def test_a_perfect_network_has_no_loss(tokenizer, examples):
     nets = {"text_encoder": Text(), "unet": Oracle(), "text": [Text(), Text()], "transformer": Velocity()}
     assert sd.loss_of(nets, latents, tokens, empty, alphas, generator, 0)[0] < 1e-6
     assert sd3.loss_of(nets, latents, tokens, empty, generator)[0] < 1e-6
-    twins = latents[:, None].expand(-1, 3, -1, -1, -1)
-    assert sd.loss_of(nets, latents, tokens, empty, alphas, generator, 0, references=twins)[0] < 1e-6
-    assert sd3.loss_of(nets, latents, tokens, empty, generator, references=twins)[0] < 1e-6
-
-
-@pytest.mark.truth
-def test_stable_targets_have_the_same_mean_and_less_variance():
-    """x_0 ~ N(0, 1), x_t = a x_0 + s eps: E[x_0 | x_t] = a x_t, and plain targets scatter around it by variance s^2."""
-    generator, n, k = torch.Generator().manual_seed(0), 20_000, 64
-    for a in (0.2, 0.6, 0.95):
-        s = (1 - a**2) ** 0.5
-        references = torch.randn(n, k, 1, generator=generator)
-        noisy = a * references[:, 0] + s * torch.randn(n, 1, generator=generator)
-        target = stable_target(noisy, references, torch.full((n,), a), torch.full((n,), s))
-        slope = (target * noisy).mean() / noisy.square().mean()
-        scatter, plain = ((x - a * noisy).square().mean() for x in (target, references[:, 0]))
-        assert slope.item() == pytest.approx(a, abs=0.02)
-        assert plain.item() == pytest.approx(s**2, rel=0.05) and scatter < 0.2 * plain
-
-
-def test_without_noise_the_stable_target_is_the_picture_itself():
-    references = torch.randn(5, 8, 3, 2)
-    found = stable_target(references[:, 0] * 0.999, references, torch.full((5,), 0.999), torch.full((5,), 0.01))
-    torch.testing.assert_close(found, references[:, 0])
-
-
-def test_references_say_what_the_picture_says():
-    said = torch.tensor([[1, 0], [2, 0], [1, 0], [2, 1], [1, 0], [2, 0]])
-    same, index = SameCaption(said), torch.tensor([4, 3, 1])
-    found = same.draw(index, 50, torch.Generator().manual_seed(0))
-    assert found.shape == (3, 50) and torch.equal(found[:, 0], index)
-    assert torch.equal(said[found], said[index][:, None].expand(-1, 50, -1))
-    assert set(found[0].tolist()) == {0, 2, 4} and set(found[1].tolist()) == {3} and set(found[2].tolist()) == {1, 5}
 
 
 @pytest.mark.truth

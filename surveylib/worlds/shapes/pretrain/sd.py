@@ -10,11 +10,6 @@ classifier-free guidance (arXiv 2207.12598).
 `--attributes W` adds W times the cross entropy of `attributes.CaptionHeads` on the text features; the heads are
 dropped at the end. Noise regression alone left neighbouring hues with almost equal features.
 
-`--references K` takes as target the mean over K pictures of the same caption, weighted by how well each explains the
-noisy latent (`stable`), and `--noisiest S` draws a share S of the timesteps from the noisiest half. Without them the
-mean that the network predicts at the strongest noise moved by a third of what it should when the caption's colour
-changed.
-
 `--init FOLDER` goes on from a pipeline folder with a fresh optimiser and the second weights from its first step: that
 is how the shipped model was trained on. On a CPU with bfloat16 units `--bfloat16` and `--compile` (which wants a C++
 compiler, and about three minutes at the start) together halve a step.
@@ -35,7 +30,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from surveylib.worlds.shapes.pretrain.attributes import CaptionHeads, attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
-from surveylib.worlds.shapes.pretrain.stable import SameCaption, stable_target
 from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
 
 CONFIG = LoopConfig(steps=9500, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
@@ -82,25 +76,17 @@ def weight(snr: Tensor, step: int) -> Tensor:
 
 def loss_of(
     nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, alphas_cumprod: Tensor, generator, step: int,
-    attributes: tuple[Tensor, float] | None = None, references: Tensor | None = None, noisiest: float = 0.0,
+    attributes: tuple[Tensor, float] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """Weighted noise regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,); attributes: targets (B, 10) of the
-    captions and the weight of their cross entropy, for `nets["heads"]`; references (B, K, 8, 8, 8) of the same
-    captions, the latents among them; noisiest: share of the timesteps drawn from the noisiest half."""
+    captions and the weight of their cross entropy, for `nets["heads"]`."""
     count, device = len(latents), latents.device
     dropped = torch.rand(count, generator=generator, device=device) < DROP
     tokens = torch.where(dropped[:, None], empty, tokens)
     t = torch.randint(0, len(alphas_cumprod), (count,), generator=generator, device=device)
-    if noisiest:
-        moved = torch.rand(count, generator=generator, device=device) < noisiest
-        t = torch.where(moved, (t + len(alphas_cumprod)) // 2, t)
     noise = torch.randn(latents.shape, generator=generator, device=device)
     alpha = alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-    if references is not None:
-        mean = stable_target(noisy, references, alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt())
-        mean = torch.where(dropped.reshape(-1, 1, 1, 1), latents, mean)  # references are of a caption, not of none
-        noise = (noisy - alpha.sqrt() * mean) / (1 - alpha).sqrt()
     text = nets["text_encoder"](tokens).last_hidden_state
     predicted = nets["unet"](noisy.contiguous(memory_format=torch.channels_last), t, text).sample
     errors = (predicted.float() - noise).square().flatten(1).mean(1)
@@ -155,8 +141,6 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
     parser.add_argument("--attributes", type=float, default=0.0, help="weight of the cross entropy on text features")
-    parser.add_argument("--references", type=int, default=1, help="pictures of a caption that a target is the mean of")
-    parser.add_argument("--noisiest", type=float, default=0.0, help="share of timesteps from the noisiest half")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="compile the UNet by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -171,10 +155,9 @@ def main() -> None:
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
     torch.manual_seed(config.seed)
     nets = build_nets(tokenizer, args.init)
-    targets = attribute_targets(captions) if args.attributes or args.references > 1 else None
     if args.attributes:
         nets["heads"] = CaptionHeads(nets["text_encoder"].config.hidden_size, len(tokenizer))
-    same = SameCaption(targets) if args.references > 1 else None
+        targets = attribute_targets(captions).to(args.device)
     nets = nets.to(args.device)
     if args.compile:
         nets["unet"].compile()
@@ -183,12 +166,10 @@ def main() -> None:
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
         batch = latents[index].float().to(args.device)
-        beside = None if same is None else same.latents(latents, index, args.references, step).to(args.device)
         phase = step + SWITCH if args.init else step
-        said = (targets[index].to(args.device), args.attributes) if args.attributes else None
+        said = (targets[index], args.attributes) if args.attributes else None
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
-            return loss_of(nets, batch, tokens[index].to(args.device), empty, alphas_cumprod, generator, phase, said,
-                           beside, args.noisiest)
+            return loss_of(nets, batch, tokens[index].to(args.device), empty, alphas_cumprod, generator, phase, said)
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd", mininterval=10) as bar:

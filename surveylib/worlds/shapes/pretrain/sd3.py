@@ -14,8 +14,6 @@ the zero vector. n equal tokens act in the joint attention as one token whose lo
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
 to 256, and ours, which pads to 8, both draw what was trained.
 
-`--references K` averages the target over K pictures of the same caption (`stable`).
-
 `--init FOLDER` goes on from a pipeline with a fresh optimiser.
 
 The pipeline draws with shift 5 (SD3's own is 3).
@@ -38,11 +36,9 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
-from surveylib.worlds.shapes.pretrain.attributes import attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
-from surveylib.worlds.shapes.pretrain.stable import SameCaption, stable_target
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
 from surveylib.worlds.shapes.pretrain.text import text_config, token_ids
 
@@ -134,11 +130,10 @@ def encode_text(encoders: nn.ModuleList, tokens: Tensor) -> tuple[Tensor, Tensor
 
 def loss_of(
     nets: nn.ModuleDict, latents: Tensor, tokens: Tensor, empty: Tensor, generator: torch.Generator,
-    teacher: VelocityTeacher | None = None, share: float = 0.0, shift: float = 1.0, references: Tensor | None = None,
+    teacher: VelocityTeacher | None = None, share: float = 0.0, shift: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Velocity regression; latents (B, 8, 8, 8), tokens (B, L), empty (L,); `share` of the target by `teacher`, noise
-    levels moved by `shift` as the sampler moves its own; references (B, K, 8, 8, 8) of the same captions, the latents
-    among them."""
+    levels moved by `shift` as the sampler moves its own."""
     count, device = len(latents), latents.device
     dropped = torch.rand(count, generator=generator, device=device) < DROP
     tokens = torch.where(dropped[:, None], empty, tokens)
@@ -152,10 +147,6 @@ def loss_of(
     with copies_of_last_token(copies):
         velocity = nets["transformer"](noisy, sequence, pooled, 1000 * sigma).sample
     own = noise - latents
-    if references is not None:
-        mean = stable_target(noisy, references, 1 - sigma, sigma)
-        mean = torch.where(dropped.reshape(-1, 1, 1, 1), latents, mean)  # references are of a caption, not of none
-        own = (noisy - mean) / level
     target = own if teacher is None else mixed_target(own, *teacher(noisy, sigma, tokens), share)
     loss = (velocity.float() - target).square().mean()
     return loss, {"mse": (velocity.detach().float() - own).square().mean().item()}
@@ -193,7 +184,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     parser.add_argument("--lr", type=float, default=CONFIG.lr)
     parser.add_argument("--shift", type=float, default=1.0, help="of the noise levels trained on, 1 for none")
-    parser.add_argument("--references", type=int, default=1, help="pictures of a caption that a target is the mean of")
     parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
@@ -215,7 +205,6 @@ def main() -> None:
     text = nn.ModuleList(encoders)
     nets = nn.ModuleDict({"transformer": transformer, "text": text}).to(args.device).train()
     teacher = teacher.to(args.device)
-    same = SameCaption(attribute_targets(captions)) if args.references > 1 else None
     if args.compile:
         nets["transformer"].compile()
         teacher.unet.compile()
@@ -223,10 +212,9 @@ def main() -> None:
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
         batch, words = latents[index].float().to(args.device), tokens[index].to(args.device)
-        beside = None if same is None else same.latents(latents, index, args.references, step).to(args.device)
         with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.bfloat16):
             return loss_of(nets, batch, words, empty, generator, teacher if args.share else None, args.share,
-                           args.shift, beside)
+                           args.shift)
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd3", mininterval=10) as bar:
