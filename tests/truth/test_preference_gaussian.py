@@ -71,12 +71,12 @@ def test_weights_by_gain_follow_a_steeper_rule():
     assert world.rankdpo(1.0, "dcg").samples.mean() > world.rankdpo(1.0, "unit").samples.mean() + 0.05
 
 
-def test_likes_narrow_the_model_on_what_is_liked_more_often_than_not():
+def test_likes_go_past_the_tilt_to_what_is_liked_more_often_than_not():
     kto, tilt = world.diffusion_kto(1.0).samples, PROBLEM.optimum.sample(20_000)
     base = PROBLEM.reward(PROBLEM.base.sample(20_000, torch.Generator().manual_seed(0)))
     liked_most = [(PROBLEM.reward(x) > base.mean()).double().mean() for x in (kto, tilt)]
     assert liked_most[0] > liked_most[1] > (base > base.mean()).double().mean()
-    assert kto.std() < 0.8 * tilt.std()
+    assert kto.std() < tilt.std() and kto.mean() > tilt.mean() + 0.1  # past the tilt
 
 
 def test_certain_comparisons_go_past_the_tilt_to_the_mode():
