@@ -10,8 +10,8 @@ Rankings are drawn by Plackett and Luce's rule, whose pairs follow Bradley and T
 therefore has the minimiser of Diffusion-DPO at the same beta. Its own weights (DCG) favour pairs that ended far apart
 in a ranking; those follow a steeper rule, and it goes further. A like is drawn with probability sigmoid(r - mean r).
 KTO's utility is bounded, so that what counts in the end is whether a point is liked more often than not: it has no tilt
-to go to. D3PO takes comparisons for certain, which no finite reward explains, and goes to the mode; the band of its
-ratios thins the gradient out, and Adam's steps do not shrink with it.
+to go to. D3PO takes comparisons for certain, which no finite reward explains, and goes to the mode, with a narrow band
+of ratios as with a wide one.
 """
 
 from __future__ import annotations
