@@ -31,6 +31,3 @@ class _StraightThrough(torch.autograd.Function):
 def straight_through_clamp(pictures: Tensor) -> Tensor:
     """Clamped to [0, 1] forward, the identity backward: a plain clamp has no gradient where a picture is saturated."""
     return _StraightThrough.apply(pictures)
-
-
-__all__ = ["straight_through_clamp"]

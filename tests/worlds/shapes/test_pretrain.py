@@ -1,8 +1,10 @@
 """Pre-training: resumable to the bit, and the parts whose mathematics can be checked."""
 
+import copy
 import dataclasses
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from surveylib.worlds.shapes.pretrain.attributes import (
     centres,
     said_labels,
 )
-from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, repeated, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
@@ -140,16 +142,53 @@ def test_disturbed_latents_have_both_noises_at_the_scales_given():
     assert cells.mean((2, 3)).var().item() == pytest.approx(0.6**2 / 3 / 64, rel=0.05)
 
 
-def test_a_decoder_is_trained_on_an_encoder_that_stays(tmp_path, monkeypatch):
-    folder = CHECKPOINTS / "shapes-sd" / "vae"
+def _decoder_run(tmp_path, monkeypatch, *more: str) -> tuple[Path, set[str], set[str]]:
+    """Two steps from the autoencoder of shapes-sd: the run, and the names of the parameters that stayed and moved."""
+    folder, run = CHECKPOINTS / "shapes-sd" / "vae", tmp_path / "run"
     monkeypatch.setattr(decoder, "POOL", 64)
-    monkeypatch.setattr("sys.argv", ["decoder", "--autoencoder", str(folder), "--out", str(tmp_path / "run"), "--steps",
-                                     "2", "--device", "cpu"])
+    monkeypatch.setattr("sys.argv", ["decoder", "--autoencoder", str(folder), "--out", str(run), "--steps", "2",
+                                     "--device", "cpu", *more])
     decoder.main()
-    old, new = (load_autoencoder(path).state_dict() for path in (folder, tmp_path / "run" / "vae"))
-    same = {key for key in old if torch.equal(old[key], new[key])}
-    assert {key for key in old if key.startswith(("encoder", "quant_conv"))} <= same
-    assert not any(key.endswith("weight") and key.startswith(("decoder", "post_quant_conv")) for key in same)
+    old, new = (load_autoencoder(path).state_dict() for path in (folder, run / "vae"))
+    stayed = {key for key in old if torch.equal(old[key], new[key])}
+    return run, stayed, set(old) - stayed
+
+
+def test_a_decoder_is_trained_on_an_encoder_that_stays(tmp_path, monkeypatch):
+    _, stayed, moved = _decoder_run(tmp_path, monkeypatch)
+    assert moved and not any(key.startswith(("encoder", "quant_conv")) for key in moved)
+    assert not any(key.endswith("weight") and key.startswith(("decoder", "post_quant_conv")) for key in stayed)
+
+
+def test_an_encoder_trained_with_it_has_standard_latents_and_one_posterior_width(tmp_path, monkeypatch):
+    run, stayed, _ = _decoder_run(tmp_path, monkeypatch, "--encoder")
+    assert not any(key.endswith("weight") for key in stayed)
+    pictures, vae = make_pool(64, 1, tmp_path / "pools").floats(torch.arange(64)), load_autoencoder(run / "vae")
+    with torch.no_grad():
+        posterior = vae.encode(pictures).latent_dist
+        # The decoder was trained on standardised latents: two steps do not undo what it could draw before.
+        assert autoencoder.psnr(vae.decode(posterior.mean).sample, pictures, span=2.0).mean() > 28
+    assert posterior.mean.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (posterior.mean.std((0, 2, 3)) - 1).abs().max() < 1e-3
+    assert posterior.std.flatten().tolist() == pytest.approx([0.01] * posterior.std.numel(), rel=1e-4)
+
+
+@pytest.mark.truth
+def test_an_encoder_gains_nothing_by_louder_latents(examples):
+    """Power is one for all pictures together: a code multiplied or moved as a whole has the same loss."""
+    torch.manual_seed(0)
+    vae, pictures = autoencoder.build().eval(), 2 * examples[0][:16] - 1
+    losses = []
+    for gain, shift in ((1.0, 0.0), (3.0, 0.0), (1.0, 2.0)):
+        louder = copy.deepcopy(vae)
+        with torch.no_grad():
+            louder.quant_conv.weight[:8] *= gain
+            louder.quant_conv.bias[:8] = gain * louder.quant_conv.bias[:8] + shift
+        loss, _ = decoder.loss_of(louder, pictures, 0.6, 0.3, torch.Generator().manual_seed(1), encoder=True)
+        loss.backward()
+        losses.append(loss.item())
+        assert louder.encoder.conv_in.weight.grad.abs().max() > 0
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
 @pytest.mark.truth
@@ -316,6 +355,16 @@ def test_noise_weights_are_min_snr_first_and_velocity_weights_later():
     # v = a eps - s x0 at fixed x_t: an error d of eps is an error -(s/a) d of x0, hence d (a + s^2/a) = d / a of v.
     noisy = snr + 1 < sd.GAMMA
     assert torch.allclose((later * error)[noisy], (error / alphas)[noisy])
+
+
+def test_an_epoch_repeats_the_captions_with_the_word_and_no_other():
+    captions = ["a red star", "a red star on black", "a blackish star", "two rings on a black background"]
+    latents, again = repeated(torch.arange(4), captions, "black", 3)
+    assert latents.tolist() == [0, 1, 1, 1, 2, 3, 3, 3] and again == [captions[i] for i in latents.tolist()]
+    assert repeated(torch.arange(4), captions, "black", 1)[1] == captions
+    for word, times in (("mauve", 3), ("black", 0)):
+        with pytest.raises(ValueError, match=f"--repeat {word} {times}"):
+            repeated(torch.arange(4), captions, word, times)
 
 
 def test_hard_negatives_differ_from_their_caption():

@@ -57,8 +57,11 @@ def loss_of(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, pool: Pool, n: int = 4096) -> None:
-    """Fold each latent channel's mean and standard deviation into `quant_conv` and `post_quant_conv`."""
+def standardise(vae: AutoencoderKL, pool: Pool, n: int = 4096, pictures_stay: bool = True) -> None:
+    """Fold each latent channel's mean and standard deviation over `n` pictures into `quant_conv`.
+
+    pictures_stay: `post_quant_conv` takes them back, so that pictures decode as before; False for a decoder that was
+    trained on standardised latents."""
     means = torch.cat([vae.encode(pool.floats(rows)).latent_dist.mean for rows in torch.arange(n).split(256)])
     mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
     channels = len(mean)
@@ -66,6 +69,8 @@ def standardise(vae: AutoencoderKL, pool: Pool, n: int = 4096) -> None:
     conv.weight[:channels] /= std[:, None, None, None]
     conv.bias[:channels] = (conv.bias[:channels] - mean) / std
     conv.bias[channels:] -= 2 * std.log()  # the posterior's log variance shrinks with the scale
+    if not pictures_stay:
+        return
     back.bias += (back.weight[:, :, 0, 0] * mean).sum(1)
     back.weight *= std[None, :, None, None]
 

@@ -58,3 +58,16 @@ def rows(n: int, batch: int, seed: int, step: int) -> Tensor:
     epoch, place = divmod(step, n // batch)
     order = np.random.default_rng((seed, epoch)).permutation(n)
     return torch.from_numpy(order[place * batch : (place + 1) * batch])
+
+
+def repeated(latents: Tensor, captions: list[str], word: str, times: int) -> tuple[Tensor, list[str]]:
+    """The same training set, in which each example whose caption has `word` occurs `times` times.
+
+    Raises:
+        ValueError: no caption has the word, or `times` below one.
+    """
+    has = torch.tensor([word in caption.split() for caption in captions])
+    if times < 1 or not has.any():
+        raise ValueError(f"--repeat {word} {times}: {int(has.sum())} captions have the word; the number must be >= 1")
+    index = torch.arange(len(captions)).repeat_interleave(torch.where(has, times, 1))
+    return latents[index], [captions[i] for i in index.tolist()]
