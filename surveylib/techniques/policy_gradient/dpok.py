@@ -71,7 +71,8 @@ class DPOKConfig:
             raise TechniqueError(f"eta={self.eta} must be in (0, 1]: without noise no step has a probability")
         if self.clip <= 0 or self.steps < 2 or self.reward_weight <= 0:
             raise TechniqueError(f"clip={self.clip} and reward_weight={self.reward_weight} must be positive, steps="
-                                 f"{self.steps} at least 2 (the last step has no noise)")
+                                 f"{self.steps} at least 2 (where the schedule ends at abar = 1, the last step has no "
+                                 "noise)")
         if self.kl_weight <= 0:
             raise TechniqueError(f"kl_weight={self.kl_weight} must be positive; without a KL term this is ddpo")
 
@@ -148,15 +149,16 @@ DPOK.PRESETS = {
                  micro_batch=2, sample_batch=6),
         model="sd1.5", reward="imagereward",
         source="arXiv 2305.16381 and google-research/dpok train_online_pg.py (weights, clip, learning rates, samples "
-               "an iteration, value network); 5 updates on the present samples stand for its 5 on a buffer",
-        cost="6 pictures and 294 trained steps an epoch",
+               "an iteration, value network); 5 updates on the present samples stand for its 5 on a buffer; "
+               "the number of epochs is ours",
+        cost="6 pictures and 300 trained steps an epoch",
     ),
     "single": Preset(
         DPOKConfig(steps=30, reward_weight=1.0, kl_weight=0.01, value_lr=1e-3, value_steps=20),
         Training(epochs=100, samples=64, samples_per_prompt=4, updates=2, lr=3e-4, lora_rank=4, micro_batch=4,
                  sample_batch=8),
         model="sd1.5", reward="imagereward", source="ours: one 24 GB card, KL and its gradient exact",
-        cost="64 pictures and 1,856 trained steps an epoch",
+        cost="64 pictures and 1,920 trained steps an epoch",
     ),
     "toy": Preset(
         DPOKConfig(steps=8, guidance=3.0, reward_weight=1.0, kl_weight=0.01, value_lr=1e-3, value_steps=20),

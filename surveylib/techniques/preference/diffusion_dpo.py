@@ -9,8 +9,8 @@ The likelihood ratio of DPO is bounded by denoising errors l at one random (t, e
 Special: offline, one denoising step an item, no sampling and no reward. The expectation over t stands outside of
 log sigmoid, which makes the loss a bound.
 
-beta: the text of the paper speaks of 2000 for SD1.5, the released launchers say 5000 for all models; both belong to
-the factor 1/2 and to the mean over dimensions. Scripts without the 1/2 reach the same with half the number.
+beta: the released launchers say 5000 for all models; that belongs to the factor 1/2 and to the mean over dimensions.
+Scripts without the 1/2 reach the same with half the number.
 
 Flow models: the errors are those of the velocity eps - x0 with constant weight. error="epsilon" measures them in eps,
 which multiplies them by (1 - sigma)^2.

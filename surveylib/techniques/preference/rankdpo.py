@@ -8,8 +8,9 @@ For k pictures of a prompt with gains psi and ranks tau (1 is best), and implici
 Special: all pairs of a ranking at once, weighted by what swapping them would change in the discounted gain (DCG). With
 k = 2, weight 1 and shared noise it is Diffusion-DPO.
 
-There is no public code. beta carries the factor 1/2 of Diffusion-DPO; learning rate, beta and steps of the paper are
-not known to us: the presets are ours. Noise is drawn for each picture, the time is shared.
+There is no public code. Algorithm 2 writes sigma(-beta (s_i - s_j)) with s = l_theta - l_ref of squared norms; here s
+has the other sign, l is a mean over dimensions and beta carries the factor 1/2 of Diffusion-DPO. Learning rate, beta
+and steps of the paper are not known to us: the presets are ours. Noise is drawn for each picture, the time is shared.
 Chapter: techniques/06_direct_preference_optimisation.
 """
 

@@ -8,7 +8,7 @@ The reward is differentiated through the sampler itself: with x_0 = sample(theta
                x_1^i = a(t_1) sg(x_0) + s(t_1) eps_i,  loss = -mean_i r(step(x_1^i))
 
 Special: no KL term and no exploration; the fastest way up a reward, and past it. Less of the adapter at sampling time
-(`lora_strength`) is the paper's brake. The whole state x_K is cut, not the network's output alone: that is AlignProp.
+(`lora_strength`) is the paper's brake. Cutting x_K is the same as detaching the first T - K network outputs.
 Deviations: rewards see a straight-through clamp of the picture; LV averages the n re-noisings alone and leaves out the
 gradient of the last step that x_0 came from, which would be one more draw of the same.
 Chapter: techniques/04_following_the_rewards_gradient.

@@ -8,7 +8,8 @@ predicts, and follow the reward of that:
 with t uniform among steps 30 to 39 of 40 and lambda = 1e-3 (official code). phi stops pushing once the reward is 2.
 Special: one step of gradient at any depth of the window, on the posterior mean instead of a sample. The window is late,
 so colours and texture move and the composition hardly does. No guidance in the rollout.
-Deviations from THUDM/ImageReward: a LoRA adapter at small scales; no pre-training loss, as in the
+Deviations from THUDM/ImageReward: a LoRA adapter at small scales; one step of the window for all pictures of an epoch;
+rewards see a straight-through clamp; the toy preset has guidance and no ceiling; no pre-training loss, as in the
 released script. Chapter: techniques/04_following_the_rewards_gradient.
 """
 

@@ -20,6 +20,7 @@ Chapter: techniques/01_weighting_by_reward.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class RWRConfig:
     """Settings of RWR.
 
     weighting: "exponential" or "sparse". beta: temperature of the first, in units of the (standardised) reward.
-    quantile, threshold: of the second: C is that quantile of all rewards, or the threshold where one is given.
+    quantile, threshold: of the second: C is that quantile of all rewards, or the threshold where one is given, both in
+    units of the (standardised) reward. A round in which no sample reaches the threshold trains nothing, with a warning.
     standardise: rewards to mean 0 and std 1 within a prompt's group ("prompt"), over all ("batch"), or "none".
     source: which weights sample, "policy" or "reference".
     steps, eta, guidance: of the sampler. train_guidance: of the trained prediction; 1 is the conditional model alone.
@@ -122,7 +124,12 @@ class RWR(Technique):
             rewards = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4)
         if c.weighting == "exponential":
             return exponential_weights(rewards, c.beta)
-        return sparse_weights(rewards, c.quantile, c.threshold)
+        weights = sparse_weights(rewards, c.quantile, c.threshold)
+        if not (weights > 0).any():
+            warnings.warn(f"no reward of this round reaches threshold={c.threshold:g} (largest: {rewards.max():.3g}, "
+                          f"standardise={c.standardise!r}), so nothing is trained: lower it, or set standardise='none' "
+                          "for a threshold in the reward's own units", stacklevel=2)
+        return weights
 
     def loss(
         self, model: DiffusionModel, items: Items, signal: Any, means: Mapping[str, Tensor]

@@ -273,7 +273,7 @@ IPGO.PRESETS = {
                      source="ours: fewer epochs and steps", cost="1,260 network calls a picture"),
     "rehearsal": Preset(IPGOConfig(prefix=2, suffix=2, rank=4, epochs=2, steps=3, batch=2), NO_TRAINING, model="sd1.5",
                         reward="aesthetic", source="ours: single, with tokens that fit embeddings of 32 numbers",
-                        cost="12 network calls a picture"),
+                        cost="18 network calls a picture"),
     "toy": Preset(IPGOConfig(prefix=3, suffix=3, rank=8, lr=2e-2, epochs=30, steps=10, guidance=3.0), NO_TRAINING,
                   model="shapes-sd", reward="shapes-pickscore", source="ours",
                   cost="620 network calls, 116 of them with gradient, a picture"),

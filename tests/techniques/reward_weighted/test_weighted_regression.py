@@ -47,6 +47,14 @@ def test_exponential_weights_have_mean_one_and_the_ratios_of_the_tilt():
     assert exponential_weights(rewards, 0.01).tolist() == pytest.approx([0.0, 0.0, 3.0])
 
 
+def test_a_round_that_reaches_no_threshold_says_so():
+    technique = RWR(RWRConfig(weighting="sparse", threshold=21.0))  # a raw PickScore; the rewards are standardised
+    rewards, groups = torch.tensor([21.5, 22.0, 20.0, 23.0]), torch.tensor([0, 0, 1, 1])
+    with pytest.warns(UserWarning, match=r"threshold=21 .*standardise='prompt'"):
+        assert technique.weights(rewards, groups).sum() == 0
+    assert RWR(RWRConfig(weighting="sparse", threshold=21.0, standardise="none")).weights(rewards, groups).sum() == 3
+
+
 def test_sparse_weights_are_one_from_the_threshold_on():
     rewards = torch.tensor([0.0, 3.0, 1.0, 2.0])
     assert sparse_weights(rewards, 0.5).tolist() == [0, 1, 0, 1]
