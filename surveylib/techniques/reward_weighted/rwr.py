@@ -125,7 +125,7 @@ class RWR(Technique):
         if c.weighting == "exponential":
             return exponential_weights(rewards, c.beta)
         weights = sparse_weights(rewards, c.quantile, c.threshold)
-        if not (weights > 0).any():
+        if c.threshold is not None and not (weights > 0).any():
             warnings.warn(f"no reward of this round reaches threshold={c.threshold:g} (largest: {rewards.max():.3g}, "
                           f"standardise={c.standardise!r}), so nothing is trained: lower it, or set standardise='none' "
                           "for a threshold in the reward's own units", stacklevel=2)

@@ -25,7 +25,7 @@ from surveylib.worlds.shapes.pretrain.attributes import (
     centres,
     said_labels,
 )
-from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, repeated, rows
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, oversample, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
@@ -362,14 +362,14 @@ def test_noise_weights_are_min_snr_first_and_velocity_weights_later():
     assert torch.allclose((later * error)[noisy], (error / alphas)[noisy])
 
 
-def test_an_epoch_repeats_the_captions_with_the_word_and_no_other():
+def test_oversampling_repeats_the_captions_with_the_word_and_no_other():
     captions = ["a red star", "a red star on black", "a blackish star", "two rings on a black background"]
-    latents, again = repeated(torch.arange(4), captions, "black", 3)
+    latents, again = oversample(torch.arange(4), captions, "black", 3)
     assert latents.tolist() == [0, 1, 1, 1, 2, 3, 3, 3] and again == [captions[i] for i in latents.tolist()]
-    assert repeated(torch.arange(4), captions, "black", 1)[1] == captions
+    assert oversample(torch.arange(4), captions, "black", 1)[1] == captions
     for word, times in (("mauve", 3), ("black", 0)):
-        with pytest.raises(ValueError, match=f"--repeat {word} {times}"):
-            repeated(torch.arange(4), captions, word, times)
+        with pytest.raises(ValueError, match=f"--oversample {word} {times}"):
+            oversample(torch.arange(4), captions, word, times)
 
 
 def test_hard_negatives_differ_from_their_caption():

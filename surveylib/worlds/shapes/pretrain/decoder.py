@@ -8,9 +8,10 @@ picture. The second moves hues, and so it is kept below the distance of neighbou
 the mean of log MSE.
 
 `--encoder` trains the encoder too, its latents standardised over the batch before the noise is added. Without noise
-nothing keeps the code even: the first encoder wrote a thing on grey with four times the energy of the same thing on
-black, where a diffusion model's errors then outweighed the hue. With noise of one size and power of one size for all,
-what pictures tell apart must be apart in the latents as well. Latents change, so models on them must be trained again.
+nothing keeps the code even: the first encoder moved the latents three to four times as far for a thing on grey as for
+the same thing on black, where a diffusion model's errors then outweighed the hue. With noise of one size and power of
+one size for all, what pictures tell apart must be apart in the latents as well. Latents change, so models on them must
+be trained again.
 """
 
 from __future__ import annotations

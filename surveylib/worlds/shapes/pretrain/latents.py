@@ -60,7 +60,7 @@ def rows(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.from_numpy(order[place * batch : (place + 1) * batch])
 
 
-def repeated(latents: Tensor, captions: list[str], word: str, times: int) -> tuple[Tensor, list[str]]:
+def oversample(latents: Tensor, captions: list[str], word: str, times: int) -> tuple[Tensor, list[str]]:
     """The same training set, in which each example whose caption has `word` occurs `times` times.
 
     Raises:
@@ -68,6 +68,6 @@ def repeated(latents: Tensor, captions: list[str], word: str, times: int) -> tup
     """
     has = torch.tensor([word in caption.split() for caption in captions])
     if times < 1 or not has.any():
-        raise ValueError(f"--repeat {word} {times}: {int(has.sum())} captions have the word; the number must be >= 1")
+        raise ValueError(f"--oversample {word} {times}: {int(has.sum())} captions have the word; N must be >= 1")
     index = torch.arange(len(captions)).repeat_interleave(torch.where(has, times, 1))
     return latents[index], [captions[i] for i in index.tolist()]

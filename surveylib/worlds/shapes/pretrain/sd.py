@@ -14,8 +14,8 @@ dropped at the end. Noise regression alone left neighbouring hues with almost eq
 is how the shipped model was trained on. On a CPU with bfloat16 units `--bfloat16` and `--compile` (which wants a C++
 compiler, and about three minutes at the start) together halve a step.
 
-`--repeat WORD N` takes each training picture whose caption has the word N times an epoch. Captions that name a black
-background are a tenth of all, and there the hue that the caption asks for was learnt far worse than on white or grey.
+`--oversample WORD N` takes each training picture whose caption has the word N times an epoch. On the first autoencoder
+it did not mend the hues on black: their cause lay in the code (see `decoder`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from surveylib.worlds.shapes.pretrain.attributes import CaptionHeads, attribute_targets
-from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, repeated, rows
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, oversample, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
 
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
     parser.add_argument("--attributes", type=float, default=0.0, help="weight of the cross entropy on text features")
-    parser.add_argument("--repeat", nargs=2, metavar=("WORD", "N"), help="take pictures so captioned N times")
+    parser.add_argument("--oversample", nargs=2, metavar=("WORD", "N"), help="take pictures so captioned N times")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="compile the UNet by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -152,8 +152,8 @@ def main() -> None:
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
     vae = load_autoencoder(args.autoencoder)
     latents, captions = make_latents(vae, args.latents, args.latent_seed, args.out.parent / "pools")
-    if args.repeat:
-        latents, captions = repeated(latents, captions, args.repeat[0], int(args.repeat[1]))
+    if args.oversample:
+        latents, captions = oversample(latents, captions, args.oversample[0], int(args.oversample[1]))
     if args.init:
         tokenizer = CLIPTokenizer.from_pretrained(args.init, subfolder="tokenizer")
     else:

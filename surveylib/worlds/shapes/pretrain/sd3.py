@@ -14,7 +14,7 @@ the zero vector. n equal tokens act in the joint attention as one token whose lo
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
 to 256, and ours, which pads to 8, both draw what was trained.
 
-`--init FOLDER` goes on from a pipeline with a fresh optimiser; `--repeat WORD N` is that of `pretrain.sd`.
+`--init FOLDER` goes on from a pipeline with a fresh optimiser.
 
 The pipeline draws with shift 5 (SD3's own is 3).
 """
@@ -36,7 +36,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
-from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, repeated, rows
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
 from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
@@ -187,7 +187,6 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
-    parser.add_argument("--repeat", nargs=2, metavar=("WORD", "N"), help="take pictures so captioned N times")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="compile the transformer by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -195,8 +194,6 @@ def main() -> None:
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
     vae = load_autoencoder(args.autoencoder)
     latents, captions = make_latents(vae, args.latents, args.latent_seed, args.out.parent / "pools")
-    if args.repeat:
-        latents, captions = repeated(latents, captions, args.repeat[0], int(args.repeat[1]))
     tokenizer = CLIPTokenizer.from_pretrained(args.teacher, subfolder="tokenizer")
     teacher = VelocityTeacher.from_pretrained(args.teacher)
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
