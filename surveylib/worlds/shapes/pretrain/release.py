@@ -96,7 +96,7 @@ def scored(model, per_category: int = 110) -> dict:
     for suite, prompts in facts["prompts"].items():
         scores = suites.score_model(model, suites.suite(suite, prompts), progress=True)
         facts[suite] = {"quality": round(scores.quality, 4), "table": table_of(scores)}
-    few = suites.suite("held-out", per_category=min(8, per_category))
+    few = suites.suite("held-out", per_category=min(32, per_category))
     both = [suites.score_model(painter, few, progress=True).table["overall"] for painter in (model, model.pipeline)]
     facts["plain call"] = {"ours": round(both[0].rate, 4), "plain": round(both[1].rate, 4), "pictures": both[0].n}
     return facts

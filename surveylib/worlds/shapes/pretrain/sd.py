@@ -107,7 +107,8 @@ def loss_of(
 def save(nets: nn.ModuleDict, vae, tokenizer, out: Path) -> None:
     """Write an ordinary diffusers folder: float16 on disk for UNet and autoencoder, float32 for the text encoder."""
     nets["unet"].set_attn_processor(AttnProcessor2_0())
-    nets["unet"].register_to_config(_name_or_path="")  # the folder of --init is nobody's business
+    for part in (vae, nets["unet"]):
+        part.register_to_config(_name_or_path="")  # the folders these came from are nobody's business
     pipeline = StableDiffusionPipeline(
         vae=vae.half(),
         text_encoder=nets["text_encoder"].cpu().eval(),
