@@ -1,4 +1,4 @@
-"""The judge beside labels by eye of 200 generated pictures."""
+"""The judge beside labels by eye of generated pictures: two sets of 200."""
 
 import hashlib
 from collections import Counter
@@ -14,12 +14,22 @@ from surveylib.worlds.shapes.prompts import ALL_CATEGORIES, is_held_out, parse
 from surveylib.worlds.shapes.suites import drawer
 
 LABELS = Path(__file__).parent / "eyes.json"
+LATER = Path(__file__).parent / "eyes_later.json"
+
+
+def with_verdicts(path):
+    pictures, rows, facts = eyes.load(path)
+    return pictures, rows, facts, judge(pictures, [row.prompt for row in rows])
 
 
 @pytest.fixture(scope="module")
 def labelled():
-    pictures, rows, facts = eyes.load(LABELS)
-    return pictures, rows, facts, judge(pictures, [row.prompt for row in rows])
+    return with_verdicts(LABELS)
+
+
+@pytest.fixture(scope="module")
+def later():
+    return with_verdicts(LATER)
 
 
 @pytest.mark.truth
@@ -33,21 +43,37 @@ def test_the_judge_agrees_with_the_eye(labelled):
     assert table["all"]["only the judge passes"] <= 5, confusions
 
 
-def test_the_labels_cover_all_categories_of_held_out_prompts(labelled):
-    pictures, rows, _, _ = labelled
+@pytest.mark.truth
+def test_the_judge_agrees_with_the_eye_on_later_pictures(later):
+    """193 of 200 pictures that came after the judge."""
+    _, rows, _, verdicts = later
+    confusions = "\n".join(eyes.confusions_with_eyes(rows, verdicts))
+    assert eyes.agreement_with_eyes(rows, verdicts)["all"]["agree"] >= 0.95 * len(rows), confusions
+
+
+@pytest.mark.parametrize("name", ["labelled", "later"])
+def test_the_labels_cover_all_categories_of_held_out_prompts(name, request):
+    pictures, rows, facts, _ = request.getfixturevalue(name)
     assert pictures.shape == (200, 3, 64, 64) and pictures.min() >= 0 and pictures.max() <= 1
     assert all(is_held_out(parse(row.prompt)) for row in rows)
     count = Counter(row.category for row in rows)
-    assert set(count) == set(ALL_CATEGORIES) and min(count.values()) >= 28
-    assert Counter(row.half for row in rows) == {"tune": 100, "report": 100}
+    assert set(count) == set(ALL_CATEGORIES) and min(count.values()) >= 13
     assert len({(row.prompt, row.seed) for row in rows}) == 200
     assert 0.4 < sum(row.shows for row in rows) / 200 < 0.6  # a judge that always says yes or no fails
-    assert sum(path.stat().st_size for path in (LABELS, LABELS.with_suffix(".png"))) < 600_000
+    files = [LABELS.with_name(facts["sheet"]).with_suffix(suffix) for suffix in (".json", ".png")]
+    assert sum(path.stat().st_size for path in files) < 600_000
+
+
+def test_the_two_sets_are_apart(labelled, later):
+    assert Counter(row.half for row in labelled[1]) == {"tune": 100, "report": 100}
+    assert {row.half for row in later[1]} == {"report"}
+    assert not {row.prompt for row in labelled[1]} & {row.prompt for row in later[1]}
 
 
 @pytest.mark.truth
-def test_the_stored_pictures_are_the_model_s(labelled):
-    pictures, rows, facts, _ = labelled
+@pytest.mark.parametrize("name", ["labelled", "later"])
+def test_the_stored_pictures_are_the_model_s(name, request):
+    pictures, rows, facts, _ = request.getfixturevalue(name)
     folder = Path(CHECKPOINTS) / facts["model"]
     for name, digest in facts["checksums"].items():
         if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
