@@ -17,12 +17,12 @@ from surveylib.worlds.shapes.judge import judge
 from surveylib.worlds.shapes.quality import quality
 
 PROMPTS = (
-    "a red circle",
-    "a cross on a black background",
-    "a blue square",
-    "a yellow triangle",
+    "a red circle and a blue square",
+    "three red crosses",
+    "a star left of a ring",
+    "four green squares",
     "a large green ring",
-    "two stars",
+    "a pink star on black",
 )
 DRAWS = 16
 TARGET = pathlib.Path(__file__).parent / "_static" / "before_after.png"
