@@ -8,8 +8,8 @@ picture shows its prompt and nothing else. There are two sets of 200 pictures, e
 * `eyes.json`, drawn by an earlier `shapes-sd`. The judge was tuned on the half "tune"; it agrees on 95 of the 100
   pictures of "report" and on 187 of all. Of the 13 where it does not, 4 are shapes that it finds unreadable and the eye
   still recognises, 3 are neighbouring hues, and 5 it passes where the eye does not.
-* `eyes_later.json`, other prompts drawn by the present `shapes-sd`. The judge was not tuned on them; it agrees on 193 of
-  200. Of the 7 where it does not, 4 are clumsy shapes and 3 are hues between two names.
+* `eyes_later.json`, other prompts drawn by the present `shapes-sd`. The judge was not tuned on them; it agrees on 193
+  of 200. Of the 7 where it does not, 4 are clumsy shapes and 3 are hues between two names.
 """
 
 from __future__ import annotations

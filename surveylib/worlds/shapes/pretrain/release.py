@@ -33,8 +33,8 @@ KINDS = {
 }
 ORIGINS = {
     "shapes-sd": "Trained from nothing on rendered scenes of coloured shapes",
-    "shapes-sd3": "Trained on rendered scenes of coloured shapes and on what an earlier `shapes-sd` predicted there, with "
-                  "its text encoder to start from,",
+    "shapes-sd3": "Trained on rendered scenes of coloured shapes and on what an earlier `shapes-sd` predicted there, "
+                  "with its text encoder to start from,",
 }
 SETTINGS = {
     "shapes-sd": {"default_guidance": 3.0, "default_steps": 20},
