@@ -107,6 +107,7 @@ def identity(bench: Bench, name: str, knob: str, prompts: Sequence[Any], seed: i
     plain = name == MORE_STEPS
     base = preset("best_of_n" if plain else name, bench.scale)
     model, reward = model_and_reward(base, bench.scale)
+    reward = bench.protocol.proxy or reward
     hashes = {"rule": None if plain else rule_hash(technique_class(name).__module__),
               "model": artefact_hash(model), "reward": artefact_hash(reward)}
     return json.loads(json.dumps({

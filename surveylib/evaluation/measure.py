@@ -49,6 +49,7 @@ from surveylib.evaluation.rows import (
     write_row,
 )
 from surveylib.evaluation.scoring import SUBSET, Judges, Looked, look, section_of
+from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.ledger import Ledger
 from surveylib.runs.randomness import generators
 from surveylib.runs.scale import current_scale
@@ -81,7 +82,8 @@ def measure(
         say: gets lines about what is going on.
 
     Raises:
-        ValueError: no seeds, an unknown scale, a number of settings out of range. TechniqueError: unknown techniques.
+        ValueError: no seeds, an unknown scale or proxy, a number of settings out of range.
+        TechniqueError: unknown techniques.
     """
     scale = current_scale(scale)
     if not seeds or not 1 <= settings <= MOST_SETTINGS:
@@ -90,7 +92,10 @@ def measure(
     names = list(technique_names() if techniques is None else techniques)
     for name in names:
         technique_class(name)
-    bench = Bench(scale, budget or BUDGETS[scale], protocol or PROTOCOLS[scale], Path(folder), Path(work), say)
+    protocol = protocol or PROTOCOLS[scale]
+    if protocol.proxy is not None:
+        check_reward(protocol.proxy)
+    bench = Bench(scale, budget or BUDGETS[scale], protocol, Path(folder), Path(work), say)
     for name in names:
         for seed in seeds:
             yield bench.base_row(bench.model_of(name), seed)
@@ -116,9 +121,13 @@ class Bench:
 
     @cached_property
     def judges(self) -> Judges:
-        """Proxy, held-out rewards, features."""
-        return Judges(self.place.proxy, self.place.held_out, feature_extractor(self.protocol.features),
-                      self.scale == "toy")
+        """Proxy, held-out rewards, features. Where the protocol has another proxy than the scale, the scale's is held
+        out."""
+        named, held_out = self.protocol.proxy, dict(self.place.held_out)
+        if named not in (None, self.place.proxy_name):
+            held_out[self.place.proxy_name] = self.place.proxy
+        proxy = self.place.proxy if named is None else load_reward(named, self.place.device)
+        return Judges(proxy, held_out, feature_extractor(self.protocol.features), self.scale == "toy")
 
     def prompts(self, part: str) -> list[Prompt]:
         """One entry a picture: each test prompt `pictures` times, each validation prompt once."""

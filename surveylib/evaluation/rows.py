@@ -14,7 +14,7 @@ import os
 import platform
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from surveylib.alignment.expected import recorded_kind
 from surveylib.alignment.preferences import SMALL
 from surveylib.alignment.run import Recipe, rehearsed
 from surveylib.diffusion.zoo import CHECKPOINTS
@@ -68,14 +69,21 @@ class Plan:
     def recipe(self) -> Recipe:
         """Of the training run."""
         chosen = choices(self.technique, self.scale)[self.setting]
-        return Recipe(self.technique, self.scale, seed=self.seed, config=dict(chosen.config),
+        return Recipe(self.technique, self.scale, signal=self.proxy, seed=self.seed, config=dict(chosen.config),
                       training=dict(chosen.training))
 
     @property
+    def proxy(self) -> str | None:
+        """The protocol's reward; None where the preset's signal stays: no reward named, or recorded preferences."""
+        recorded = self.kind == "training" and recorded_kind(technique_class(self.technique)) is not None
+        return None if recorded else self.protocol.proxy
+
+    @property
     def preset(self) -> Preset:
-        """With the setting's changes."""
+        """With the setting's changes and the protocol's reward."""
         chosen = choices(self.technique, self.scale)[self.setting]
-        return preset(self.technique, self.scale).override(chosen.config, **chosen.training)
+        found = preset(self.technique, self.scale).override(chosen.config, **chosen.training)
+        return found if self.proxy is None else replace(found, reward=self.proxy)
 
     def identity(self) -> Row:
         """What the row says before anything was run. Two runs with the same identity are the same run."""

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from surveylib.diffusion.zoo import load_model
 from surveylib.evaluation import measure as measuring
 from surveylib.evaluation import rows as row_files
 from surveylib.evaluation import scoring
-from surveylib.evaluation.drawing import read_sheet, write_sheet
-from surveylib.evaluation.measure import measure
+from surveylib.evaluation.drawing import draw_plain, expanded, read_sheet, write_sheet
+from surveylib.evaluation.measure import Bench, measure
 from surveylib.evaluation.protocol import BUDGETS, Budget, Protocol, choices, prompts_of
 from surveylib.evaluation.report import report
+from surveylib.evaluation.rows import Plan
+from surveylib.rewards.registry import load_reward
 from surveylib.techniques import registry
 from surveylib.techniques.contract import TechniqueError
 from surveylib.techniques.registry import technique_class
@@ -340,6 +344,29 @@ def test_bad_input(tmp_path):
         Protocol(pictures=0)
     with pytest.raises(ValueError, match="unknown part"):
         prompts_of("train", "toy", SMALL)
+
+
+def test_the_protocol_names_the_proxy_and_the_scales_own_is_held_out(tmp_path):
+    named = replace(SMALL, proxy="shapes-aesthetic")
+    plans = {name: Plan(name, "preset", 0, "toy", BUDGET, named) for name in ("ddpo", "diffusion_dpo", "best_of_n")}
+    assert [plan.identity()["reward"] for plan in plans.values()] == ["shapes-aesthetic", "shapes-small",
+                                                                      "shapes-aesthetic"]
+    assert plans["ddpo"].recipe.signal == "shapes-aesthetic"
+    assert plans["diffusion_dpo"].recipe.signal is None  # recorded preferences stay what they are
+    as_before = Plan("ddpo", "preset", 0, "toy", BUDGET, SMALL)
+    assert as_before.recipe.signal is None and as_before.identity()["reward"] == "shapes-pickscore"
+    assert as_before.identity()["hashes"]["reward"] != plans["ddpo"].identity()["hashes"]["reward"]
+    judges = Bench("toy", BUDGET, named, tmp_path, tmp_path, print).judges
+    assert judges.proxy.name == "shapes-aesthetic" and set(judges.held_out) == {"shapes-imagereward",
+                                                                               "shapes-pickscore"}
+    found = run(["still"], tmp_path, protocol=named)[-1]
+    texts = [prompt.text for prompt in expanded(prompts_of("test", "toy", named), SMALL.pictures)]
+    drawn, _ = draw_plain(load_model("shapes-sd"), texts, seed=0, steps=SMALL.steps)  # what a still model draws
+    for score, reward in (("proxy", "shapes-aesthetic"), ("shapes-pickscore", "shapes-pickscore")):
+        assert found["test"]["scores"][score] == pytest.approx(load_reward(reward)(drawn, texts).tolist(), abs=1e-4)
+    with pytest.raises(ValueError, match="unknown reward 'looks'"):
+        run(["still"], tmp_path / "none", protocol=replace(SMALL, proxy="looks"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_technique_that_spends_nothing_is_refused(tmp_path, measured):

@@ -134,7 +134,7 @@ DRaFT.PRESETS = {
     ),
     "toy": Preset(
         DRaFTConfig(variant="k", last=3, steps=10, guidance=3.0),
-        Training(epochs=60, samples=32, lr=3e-4, lora_rank=16, micro_batch=32),
+        Training(epochs=60, samples=32, lr=1.5e-3, lora_rank=16, micro_batch=32),
         model="shapes-sd", reward="shapes-pickscore", source="ours", cost="not measured yet",
     ),
 }
