@@ -12,8 +12,10 @@ process is a flow too (y = (1 - sigma) x0 + sigma eps, same x0 and eps); for flo
 
 First and last step. At sigma = 1 `FlowSDE`'s g is infinite; as the official code does, 1 - sigma is replaced there by
 1 - sigma'. The last step, to the clean time, is deterministic and lands on x0 (std = 0, no log-probability): official
-code adds noise there and then drops the step from training. Exception: `DDIM` on a VP schedule whose last abar is not 1
-(Stable Diffusion) keeps the tiny noise that diffusers has.
+code adds noise there and then drops the step from training. On a VP schedule whose last abar is not 1 (Stable
+Diffusion) it ends at a' x0 + s' eps. diffusers' DDIM with eta > 0 has noise in that step, too little to be seen; but in
+its log-probability and KL a change of the network counts many times what it counts in any other step, so that a policy
+gradient would learn little but the last step. `DDIM(eta, last_noise=True)` is diffusers' sampler.
 
 Deterministic multi-step solvers are in `surveylib.diffusion.solvers`.
 """
@@ -130,7 +132,7 @@ def ddim_form(prediction: Prediction, s: Tensor | float, std: Tensor) -> Transit
 def posterior_std(prediction: Prediction, s: Tensor | float) -> Tensor:
     """std of q(x_s | x_t, x0): s' sqrt(1 - r²) with r = (s'/a') / (s/a), float64, () or (B,).
 
-    For VP its square is (1 - abar')/(1 - abar) (1 - abar/abar') (DDPM, eq. 7).
+    For VP its square is (1 - abar')/(1 - abar) (1 - abar/abar') (DDPM, eq. 7). In the last step too.
     """
     a, sigma = prediction.schedule.coefficients(prediction.t)
     a_next, s_next = prediction.schedule.coefficients(s)
@@ -138,24 +140,33 @@ def posterior_std(prediction: Prediction, s: Tensor | float) -> Tensor:
     return s_next * (1 - ratio**2).clamp(min=0).sqrt()
 
 
+def without_last(std: Tensor, prediction: Prediction, s: Tensor | float) -> Tensor:
+    """``std`` with 0 in the step to the clean time."""
+    return torch.where(prediction.schedule.is_end(s).to(std.device), torch.zeros_like(std), std)
+
+
 class DDIM(Dynamics):
     """DDIM with eta (arXiv 2010.02502, eq. 16): 0 is the deterministic sampler, 1 the ancestral one.
 
     For flow models eta = 0 is Euler's method on the ODE.
+
+    Args:
+        last_noise: keep the noise that diffusers' DDIM has in the last step of a schedule that ends below abar = 1.
     """
 
     name = "ddim"
 
-    def __init__(self, eta: float = 0.0) -> None:
+    def __init__(self, eta: float = 0.0, last_noise: bool = False) -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
-        self.eta = float(eta)
+        self.eta, self.last_noise = float(eta), last_noise
 
     def __repr__(self) -> str:
-        return f"DDIM(eta={self.eta:g})"
+        return f"DDIM(eta={self.eta:g}{', last_noise=True' if self.last_noise else ''})"
 
     def transition(self, prediction: Prediction, s: Tensor | float) -> Transition:
-        return ddim_form(prediction, s, self.eta * posterior_std(prediction, s))
+        std = self.eta * posterior_std(prediction, s)
+        return ddim_form(prediction, s, std if self.last_noise else without_last(std, prediction, s))
 
 
 class DDPM(Dynamics):
@@ -163,7 +174,7 @@ class DDPM(Dynamics):
 
     Args:
         variance: ``"small"`` is the posterior's (then this is DDIM with eta = 1); ``"large"`` that of the forward
-            step, s² - (a s'/a')², without noise in the last step.
+            step, s² - (a s'/a')².
     """
 
     name = "ddpm"
@@ -177,13 +188,12 @@ class DDPM(Dynamics):
         return f"DDPM(variance={self.variance!r})"
 
     def transition(self, prediction: Prediction, s: Tensor | float) -> Transition:
-        posterior = ddim_form(prediction, s, posterior_std(prediction, s))
+        posterior = ddim_form(prediction, s, without_last(posterior_std(prediction, s), prediction, s))
         if self.variance == "small":
             return posterior
         a, sigma = prediction.schedule.coefficients(prediction.t)
         a_next, s_next = prediction.schedule.coefficients(s)
-        std = (sigma**2 - (a * s_next / a_next) ** 2).clamp(min=0).sqrt()
-        std = torch.where(prediction.schedule.is_end(s).to(std.device), torch.zeros_like(std), std)
+        std = without_last((sigma**2 - (a * s_next / a_next) ** 2).clamp(min=0).sqrt(), prediction, s)
         return Transition(posterior.mean, broadcast(std, prediction.x))
 
 
@@ -205,7 +215,7 @@ class TurboAncestral(Dynamics):
         a_next, s_next = prediction.schedule.coefficients(s)
         k, k_next = sigma / a, s_next / a_next
         k_up = torch.sqrt((k_next**2 * (1 - (k_next / k) ** 2)).clamp(min=0))  # written so that k = inf is defined
-        return ddim_form(prediction, s, a_next * k_up)
+        return ddim_form(prediction, s, without_last(a_next * k_up, prediction, s))
 
 
 class CPS(Dynamics):
@@ -238,8 +248,7 @@ class CPS(Dynamics):
     def transition(self, prediction: Prediction, s: Tensor | float) -> Transition:
         _, s_next = prediction.schedule.coefficients(s)
         std = s_next * math.sin(self.eta * math.pi / 2)
-        std = torch.where(prediction.schedule.is_end(s).to(std.device), torch.zeros_like(std), std)
-        return ddim_form(prediction, s, std)
+        return ddim_form(prediction, s, without_last(std, prediction, s))
 
 
 class ReverseSDE(Dynamics):

@@ -3,9 +3,9 @@
 It is the reward that one writes in an afternoon and that is right on clean drawings on white: whatever is not white is
 a thing. On a grey or black background the whole picture is one thing, so the script marks such a picture down, even
 where it shows what was asked, wherever the prompt asks for several things or for a colour; asked for one thing of any
-colour, it gives an empty dark picture the full mark. And it cannot tell a ring from a star. A policy that is paid by it can gain by counting
-and colouring better, and by drawing white backgrounds for everything. The judge (`surveylib.worlds.shapes.judge`) sees
-the difference.
+colour, it gives an empty dark picture the full mark. And it cannot tell a ring from a star. A policy that is paid by
+it can gain by counting and colouring better, and by drawing white backgrounds for everything. The judge
+(`surveylib.worlds.shapes.judge`) sees the difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -122,11 +123,25 @@ def test_last_step_lands_on_x0_without_noise(dynamics):
     torch.testing.assert_close(transition.sample(None), prediction.x0, rtol=1e-5, atol=1e-5)
 
 
-def test_last_step_of_stable_diffusion_keeps_the_noise_of_diffusers():
-    prediction = Prediction(torch.randn(2, 5), 1.0, torch.randn(2, 5), "epsilon", VP)
-    assert float(DDIM(1.0).transition(prediction, -1.0).std) > 0
-    for dynamics in (CPS(0.7), FlowSDE(0.7), DanceSDE(0.3), DDPM("large")):
+def test_last_step_of_stable_diffusion_has_the_noise_of_diffusers_only_where_it_is_asked_for():
+    prediction = Prediction(torch.randn(2, 5), 49.0, torch.randn(2, 5), "epsilon", VP)
+    for dynamics in (DDIM(1.0), CPS(0.7), FlowSDE(0.7), DanceSDE(0.3), DDPM("large"), DDPM("small"), TurboAncestral()):
         assert dynamics.transition(prediction, -1.0).deterministic
+    noisy = DDIM(1.0, last_noise=True).transition(prediction, -1.0)
+    assert 0 < float(noisy.std) < 0.05
+    torch.testing.assert_close(DDIM(1.0).transition(prediction, -1.0).mean, DDIM(0.0).transition(prediction, -1.0).mean)
+
+
+def test_why_the_noise_of_the_last_step_is_left_out():
+    """One and the same change of the predicted noise costs ten times the KL of any other step there."""
+    x, change = torch.randn(1, 50), torch.full((1, 50), 0.1)
+    prices = []
+    trailing = VPSchedule.scaled_linear(spacing="trailing", final_alpha_cumprod=0.99915)
+    for t, s in pairwise(trailing.grid(20).tolist()):
+        two = [DDIM(1.0, last_noise=True).transition(Prediction(x, t, output, "epsilon", trailing), s)
+               for output in (x, x + change)]
+        prices.append(float(kl_divergence(*two, "sum")))
+    assert prices[-1] > 10 * max(prices[:-1])
 
 
 @pytest.mark.parametrize("dynamics", ALL, ids=repr)
