@@ -12,8 +12,9 @@ likelihood ratio, and eps = 1e-4 belongs to that.
 
 Deviations from kvablack/ddpo-pytorch: timesteps are not permuted one by one within a sample (an update averages over
 whole trajectories, so the order has no effect); no mixed precision, whose rounding alone moves a mean log-probability
-by more than the clip; steps without noise (the last one, where the schedule ends at abar = 1) are left out; a
-timestep_fraction below 1 takes the noisiest steps, as yifan123/flow_grpo does, and not a random share.
+by more than the clip; the last step has no noise and is left out (there, on Stable Diffusion's schedule, it has some
+that cannot be seen, see `surveylib.diffusion.dynamics`, and is trained like the others); a timestep_fraction below 1
+takes the noisiest steps, as yifan123/flow_grpo does, and not a random share.
 Chapter: techniques/02_denoising_as_a_decision_process.
 """
 
@@ -156,8 +157,8 @@ DDPO.PRESETS = {
         cost="64 pictures and 1,920 trained steps an epoch",
     ),
     "toy": Preset(
-        DDPOConfig(steps=8, guidance=3.0, tracker_size=32, tracker_least=8),
-        Training(epochs=25, samples=32, samples_per_prompt=8, updates=2, lr=1e-3, lora_rank=16, micro_batch=64,
+        DDPOConfig(steps=8, guidance=3.0, clip=1e-3, tracker_size=32, tracker_least=8),
+        Training(epochs=25, samples=32, samples_per_prompt=8, updates=2, lr=2e-3, lora_rank=16, micro_batch=64,
                  sample_batch=32),
         model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
     ),

@@ -71,8 +71,7 @@ class DPOKConfig:
             raise TechniqueError(f"eta={self.eta} must be in (0, 1]: without noise no step has a probability")
         if self.clip <= 0 or self.steps < 2 or self.reward_weight <= 0:
             raise TechniqueError(f"clip={self.clip} and reward_weight={self.reward_weight} must be positive, steps="
-                                 f"{self.steps} at least 2 (where the schedule ends at abar = 1, the last step has no "
-                                 "noise)")
+                                 f"{self.steps} at least 2 (the last step has no noise)")
         if self.kl_weight <= 0:
             raise TechniqueError(f"kl_weight={self.kl_weight} must be positive; without a KL term this is ddpo")
 
@@ -161,8 +160,8 @@ DPOK.PRESETS = {
         cost="64 pictures and 1,920 trained steps an epoch",
     ),
     "toy": Preset(
-        DPOKConfig(steps=8, guidance=3.0, reward_weight=1.0, kl_weight=0.01, value_lr=1e-3, value_steps=20),
-        Training(epochs=20, samples=32, samples_per_prompt=8, updates=2, lr=1e-3, lora_rank=16, micro_batch=64,
+        DPOKConfig(steps=8, guidance=3.0, reward_weight=1.0, kl_weight=0.01, clip=1e-3, value_lr=1e-3, value_steps=20),
+        Training(epochs=20, samples=32, samples_per_prompt=8, updates=2, lr=2e-3, lora_rank=16, micro_batch=64,
                  sample_batch=32),
         model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
     ),

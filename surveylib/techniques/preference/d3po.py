@@ -12,8 +12,9 @@ has no gradient outside its band, on both sides: a pair that went too far the wr
 
 Ties have h = 0 on both sides: the loss is log 2 and has no gradient.
 
-Deviations from yk7333/d3po: an update averages over whole paths (there the optimiser may step after each time); steps
-without noise are left out; the two rollouts share their first noise by design, so that their steps alone differ.
+Deviations from yk7333/d3po: an update averages over whole paths (there the optimiser may step after each time); the
+last step has no noise and is left out; the two rollouts share their first noise by design, so that their steps alone
+differ.
 Chapter: techniques/06_direct_preference_optimisation.
 """
 
@@ -142,7 +143,7 @@ D3PO.PRESETS = {
     ),
     "toy": Preset(
         D3POConfig(steps=8, guidance=3.0),
-        Training(epochs=20, samples=16, samples_per_prompt=4, updates=2, lr=1e-3, lora_rank=16, micro_batch=32,
+        Training(epochs=20, samples=16, samples_per_prompt=4, updates=2, lr=2e-3, lora_rank=16, micro_batch=32,
                  sample_batch=16),
         model="shapes-sd", reward="shapes-pickscore", source="ours", cost="not measured yet",
     ),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from surveylib.alignment.engine import align
+from surveylib.diffusion.dynamics import DDIM
 from surveylib.diffusion.lora import add_lora
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
@@ -47,10 +48,12 @@ def test_a_pair_shares_its_start_and_nothing_else_and_the_brighter_one_is_prefer
     x = batch.steps["x"]
     assert torch.equal(x[:, 0, 0], x[:, 0, 1]) and not torch.isclose(x[:, 1, 0], x[:, 1, 1]).all()
     assert not torch.isclose(x[0, 0], x[1, 0]).all()  # samples of a prompt do not
-    ends = batch.steps["x_next"][:, -1]
-    assert batch.n_steps == D.config.steps  # the last step of this schedule has noise, so these are the pictures
+    assert batch.n_steps == D.config.steps - 1  # the last step has no noise: it is taken here
+    last, t, s = batch.steps["x_next"][:, -1], *model.schedule.grid(D.config.steps)[-2:]
     with torch.no_grad():
-        first, second = (BRIGHT(model.decode(ends[:, i], clamp=True), ["a"] * 4) for i in (0, 1))
+        ends = [DDIM().transition(model.predict(last[:, i], t, batch.condition, D.config.guidance), s).mean
+                for i in (0, 1)]
+        first, second = (BRIGHT(model.decode(end, clamp=True), ["a"] * 4) for end in ends)
     assert torch.equal(batch.samples["h"], torch.sign(first - second))
     assert batch.samples["h"].abs().min() == 1
 
