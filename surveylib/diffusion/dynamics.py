@@ -13,9 +13,10 @@ process is a flow too (y = (1 - sigma) x0 + sigma eps, same x0 and eps); for flo
 First and last step. At sigma = 1 `FlowSDE`'s g is infinite; as the official code does, 1 - sigma is replaced there by
 1 - sigma'. The last step, to the clean time, is deterministic and lands on x0 (std = 0, no log-probability): official
 code adds noise there and then drops the step from training. On a VP schedule whose last abar is not 1 (Stable
-Diffusion) it ends at a' x0 + s' eps. diffusers' DDIM with eta > 0 has noise in that step, too little to be seen; but in
-its log-probability and KL a change of the network counts many times what it counts in any other step, so that a policy
-gradient would learn little but the last step. `DDIM(eta, last_noise=True)` is diffusers' sampler.
+Diffusion) it ends at a' x0 + s' eps. diffusers' DDIM with eta > 0 has noise in that step, too little to be seen. On
+Stable Diffusion's leading grid that does no harm. On a trailing one, whose last step is long, a change of the network
+counts many times there what it counts in any other step, in the log-probability and in the KL: a policy gradient would
+learn little but the last step. `DDIM(eta, last_noise=True)` is diffusers' sampler.
 
 Deterministic multi-step solvers are in `surveylib.diffusion.solvers`.
 """

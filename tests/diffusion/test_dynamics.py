@@ -133,7 +133,7 @@ def test_last_step_of_stable_diffusion_has_the_noise_of_diffusers_only_where_it_
 
 
 def test_why_the_noise_of_the_last_step_is_left_out():
-    """One and the same change of the predicted noise costs ten times the KL of any other step there."""
+    """On a trailing grid one change of the predicted noise costs ten times the KL of any other step there."""
     x, change = torch.randn(1, 50), torch.full((1, 50), 0.1)
     prices = []
     trailing = VPSchedule.scaled_linear(spacing="trailing", final_alpha_cumprod=0.99915)
