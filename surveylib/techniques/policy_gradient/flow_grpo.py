@@ -233,7 +233,7 @@ FlowGRPO.PRESETS = {
     ),
     "toy": Preset(
         FlowGRPOConfig(steps=8, guidance=3.0, dynamics="cps", clip=1e-3, beta=0.01),
-        Training(epochs=20, samples=32, samples_per_prompt=8, updates=2, lr=2e-3, lora_rank=16, micro_batch=64,
+        Training(epochs=20, samples=32, samples_per_prompt=8, updates=2, lr=3e-3, lora_rank=16, micro_batch=64,
                  sample_batch=32),
         model="shapes-sd", reward="shapes-pickscore",
         source="ours; on shapes-sd, whose VP schedule is read in flow coordinates; in 8 steps the SDE leaves noise in "
