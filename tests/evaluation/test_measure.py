@@ -399,8 +399,8 @@ def test_ddpo_is_measured(tmp_path, monkeypatch):
     short = registry.preset("ddpo", "toy").override({"steps": 4}, samples=8, samples_per_prompt=4, sample_batch=8)
     monkeypatch.setitem(registry.technique_class("ddpo").PRESETS, "toy", short)
     found = run(["ddpo"], tmp_path, budget=Budget(300, 320))[-1]
-    assert found["training_run"]["epochs"] == 2  # 8 x 4 x 2 calls to collect, three times that to learn: 256 an epoch
-    assert found["training_run"]["ledger"]["equivalents"] == 512
+    # 8 x 4 x 2 calls to collect; to learn three times 8 x 3 x 2, for the last step has no noise: 208 an epoch
+    assert found["training_run"]["epochs"] == 2 and found["training_run"]["ledger"]["equivalents"] == 416
     assert found["test"]["path_kl"]["value"] > 0 and 0 < found["test"]["win_rate"]["gold"]["value"] < 1
     assert found["training_run"]["history"][0]["reward"] != 0
 

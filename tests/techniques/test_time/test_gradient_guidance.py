@@ -105,6 +105,7 @@ def by_hand(model, f, update, guidance=2.0, steps=STEPS, seed=0):
     times = model.schedule.grid(steps)
     for i in range(steps):
         a, sd, a_next, sd_next, std = schedule_terms(model, times[i], times[i + 1])
+        std = std if i < steps - 1 else 0.0  # the last step has no noise
         x = x.detach().requires_grad_()
         t = times[i].float().expand(2)
         eps_u = model.network_output(x, t, condition.negative, None)
