@@ -74,7 +74,7 @@ def _trained_steps(config: Any) -> int:
         if isinstance(found := getattr(config, name, None), int):
             return found
     on_paths = any(hasattr(config, name) for name in ("clip", "trained"))  # ratios or controls of each stored step
-    return getattr(config, "steps", 1) if on_paths else 1
+    return max(1, getattr(config, "steps", 2) - 1) if on_paths else 1  # the last step has no noise
 
 
 def _branches(model: str, guidance: float | None) -> int:

@@ -54,7 +54,7 @@ def test_a_presets_own_words_are_kept_where_nothing_was_changed(recipe, kept):
 def test_the_numbers_of_a_changed_preset():
     said = Recipe("ddpo", config={"steps": 10, "guidance": 3.0}, training={"epochs": 2, "samples": 64, "passes": 1,
                                                                           "updates": 4}).preset().cost
-    assert said == "128 pictures drawn with about 2,560 network calls, up to 1,280 trained steps in 8 updates"
+    assert said == "128 pictures drawn with about 2,560 network calls, up to 1,152 trained steps in 8 updates"
     one_branch = Recipe("ddpo", config={"steps": 10, "guidance": 1.0}, training={"epochs": 2, "samples": 64})
     assert "1,280 network calls" in one_branch.preset().cost
     assert Recipe("diffusion_dpo", training={"epochs": 5, "samples": 8}).preset().cost.startswith("40 pairs, up to")

@@ -147,14 +147,14 @@ DDPO.PRESETS = {
                  sample_batch=8),
         model="sd1.5", reward="aesthetic",
         source="arXiv 2305.13301 and kvablack/ddpo-pytorch config/dgx.py, aesthetic (8 GPUs; SD1.4 there)",
-        cost="256 pictures and 12,800 trained steps an epoch",
+        cost="256 pictures and 12,544 trained steps an epoch",
     ),
     "single": Preset(
         DDPOConfig(steps=30),
         Training(epochs=100, samples=64, samples_per_prompt=4, updates=2, lr=3e-4, lora_rank=4, micro_batch=4,
                  sample_batch=8),
         model="sd1.5", reward="aesthetic", source="ours: the paper's setting cut to one 24 GB card",
-        cost="64 pictures and 1,920 trained steps an epoch",
+        cost="64 pictures and 1,856 trained steps an epoch",
     ),
     "toy": Preset(
         DDPOConfig(steps=8, guidance=3.0, clip=1e-3, tracker_size=32, tracker_least=8),

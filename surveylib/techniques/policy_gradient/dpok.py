@@ -150,14 +150,14 @@ DPOK.PRESETS = {
         source="arXiv 2305.16381 and google-research/dpok train_online_pg.py (weights, clip, learning rates, samples "
                "an iteration, value network); 5 updates on the present samples stand for its 5 on a buffer; "
                "the number of epochs is ours",
-        cost="6 pictures and 300 trained steps an epoch",
+        cost="6 pictures and 294 trained steps an epoch",
     ),
     "single": Preset(
         DPOKConfig(steps=30, reward_weight=1.0, kl_weight=0.01, value_lr=1e-3, value_steps=20),
         Training(epochs=100, samples=64, samples_per_prompt=4, updates=2, lr=3e-4, lora_rank=4, micro_batch=4,
                  sample_batch=8),
         model="sd1.5", reward="imagereward", source="ours: one 24 GB card, KL and its gradient exact",
-        cost="64 pictures and 1,920 trained steps an epoch",
+        cost="64 pictures and 1,856 trained steps an epoch",
     ),
     "toy": Preset(
         DPOKConfig(steps=8, guidance=3.0, reward_weight=1.0, kl_weight=0.01, clip=1e-3, value_lr=1e-3, value_steps=20),

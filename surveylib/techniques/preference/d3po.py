@@ -132,14 +132,14 @@ D3PO.PRESETS = {
         model="sd1.5", reward="aesthetic",
         source="yk7333/d3po 40d3175 (beta, clip, steps, guidance, learning rate, epochs); one update on 20 pairs "
                "stands for its batches of 10 accumulated twice; the rank and the reward are ours",
-        cost="40 pictures and 800 trained steps an epoch",
+        cost="40 pictures and 760 trained steps an epoch",
     ),
     "single": Preset(
         D3POConfig(),
         Training(epochs=100, samples=32, samples_per_prompt=4, updates=2, lr=1e-4, lora_rank=4, micro_batch=2,
                  sample_batch=8),
         model="sd1.5", reward="aesthetic", source="ours: the official setting cut to one 24 GB card",
-        cost="64 pictures and 1,280 trained steps an epoch",
+        cost="64 pictures and 1,216 trained steps an epoch",
     ),
     "toy": Preset(
         D3POConfig(steps=8, guidance=3.0),
