@@ -12,9 +12,9 @@ from surveylib.worlds.shapes.prompts import COUNTS, RELATIONS, VOCABULARY
 from surveylib.worlds.shapes.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZES
 
 STEPS = (10, 20, 5)  # the first is what the page begins with
-FIXED_SEEDS = (0, 1, 2, 3)
+FIXED_SEEDS = (2, 0, 1, 3)  # the first is the one that changes
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
-STILL_PROMPT = "a cyan triangle"  # chosen: one on which alignment helps, and the page says so
+STILL_PROMPT = "two red crosses"  # chosen: one on which alignment helps, and the page says so
 EXAMPLES = (STILL_PROMPT, "two yellow stars", "a red circle above a blue square", "a purple star",
             "a large green ring on a black background", "a pink ring and a red star", "three small orange squares")
 
