@@ -192,12 +192,14 @@ def test_only_the_measured_techniques_that_were_asked_for_are_repeated(monkeypat
 
 def test_rows_out_of_date_are_repeated_with_their_own_seeds_budget_and_scale(monkeypatch, capsys, tmp_path):
     book = Path(__file__).parents[1] / "book" / "measurements"
-    for file in [*book.glob("ddpo-seed*.json"), *book.glob("rwr-seed0-*.json"), *book.glob("base-*.json")]:
-        row = json.loads(file.read_text())
-        row.get("budget", {})["training"] = 77
-        if file.name.startswith("ddpo-seed1"):
-            row["hashes"]["rule"] = "another"
-        (tmp_path / file.name).write_text(json.dumps(row))
+    base, rwr, ddpo = (json.loads((book / f"{name}.json").read_text())
+                       for name in ("base-seed0-shapes-sd", "rwr-seed0-preset", "ddpo-seed0-preset"))
+    rows = {"base-seed0-shapes-sd": base, "rwr-seed0-preset": rwr}
+    rows |= {f"ddpo-seed{seed}-preset": ddpo | {"seed": seed} for seed in range(3)}
+    for name, row in rows.items():
+        row["budget"] = row.get("budget", {}) | {"training": 77}
+        row["hashes"] = row["hashes"] | ({"rule": "another"} if name.startswith("ddpo-seed1") else {})
+        (tmp_path / f"{name}.json").write_text(json.dumps(row))
     asked = []
     monkeypatch.setattr("surveylib.evaluation.commands.measure",
                         lambda names, seeds, budget, **more: asked.append((names, tuple(seeds), budget, more["scale"]))
