@@ -6,7 +6,7 @@ For each technique:
 
 1. every setting is run with the first seed and validated: mean proxy on validation prompts of the training suite;
 2. the setting with the highest proxy is taken (gold plays no part);
-3. with each seed, the chosen setting is tested on held-out prompts, where gold is read once.
+3. with each seed, the chosen setting is run and tested on held-out prompts, where gold is read once.
 
 The base model has rows of its own: what everything is compared with, picture by picture from the same noise. A row is
 written when it is validated and again when it is tested. Calling `measure` again takes rows that still hold as they
@@ -188,34 +188,33 @@ class Bench:
         best = max(tried, key=lambda row: row["validation"]["proxy"]["value"])["setting"]
         for seed in seeds:
             plan = self.plan(name, best, seed)
-            row = self.validated(plan)
+            row = self.kept(plan) or plan.identity()  # the first seed chose; the others need no validation
             if "test" not in row:
                 row = self.test(plan, row)
             yield row
 
     def validated(self, plan: Plan) -> Row:
         """The row with its validation, run where it is not there."""
-        row = self.kept(plan)
-        if row is not None:
+        row = self.kept(plan) or plan.identity()
+        if "validation" in row:
             return row
         self.say(f"{plan.name}: validating")
-        row, texts = plan.identity(), [prompt.text for prompt in self.prompts("validation")]
+        texts = [prompt.text for prompt in self.prompts("validation")]
         draw, trained = self.drawer(plan)
         pictures, ledger = draw(texts)
         proxy = score_all(self.judges.proxy, pictures, texts, self.protocol.batch).cpu()
         row |= {"validation": {"proxy": clustered_mean(proxy.numpy(), texts).numbers(),
                                "ledger": cost(ledger, len(texts))},
                 "hardware": hardware(), "versions": versions()}
-        if trained is not None:
-            row["training_run"] = {"epochs": trained.epochs, "updates": trained.updates, "history": trained.history,
-                                   "ledger": cost(trained.ledger)}
+        row = training_of(trained) | row
         write_row(self.folder, row)
         return row
 
     def test(self, plan: Plan, row: Row) -> Row:
-        """Adds the test to a validated row."""
+        """Adds the test to a row, and the training where it is not there yet."""
         self.say(f"{plan.name}: testing")
         draw, trained = self.drawer(plan)
+        row = training_of(trained) | row
         base = self.base(self.model_of(plan.technique), plan.seed)
         kl = None if trained is None else self.kl(trained, plan.seed)
         row, _ = self.tested(row, draw, base, kl)
@@ -258,6 +257,14 @@ class Bench:
         name = f"{PICTURES}/{row['technique']}-seed{row['seed']}-{row['setting']}.png"
         write_sheet(self.folder / name, pictures[rows])
         return {"file": name, "prompts": [prompts[i].text for i in rows], "passed": passed}
+
+
+def training_of(trained: Trained | None) -> dict[str, Any]:
+    """The part of a row that tells how training went; nothing for a sampler."""
+    if trained is None:
+        return {}
+    return {"training_run": {"epochs": trained.epochs, "updates": trained.updates, "history": trained.history,
+                             "ledger": cost(trained.ledger)}}
 
 
 def cost(ledger: Ledger, pictures: int | None = None) -> dict[str, Any]:

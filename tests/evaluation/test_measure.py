@@ -185,12 +185,17 @@ def test_every_seed_has_its_row_and_its_own_base(tmp_path, measured):
     rows = run(["still"], tmp_path / "copy", seeds=(0, 1))
     assert [(r["technique"], r["seed"]) for r in rows if "test" in r] == [
         ("base", 0), ("base", 1), ("still", 0), ("still", 0), ("still", 1)]
+    assert rows[-1]["training_run"] == row(measured, "still-seed0-preset")["training_run"] | {
+        key: rows[-1]["training_run"][key] for key in ("history", "ledger")}
+    assert "validation" not in rows[-1]  # the first seed has chosen
     one, two = row(tmp_path / "copy", "base-seed0-shapes-sd"), row(tmp_path / "copy", "base-seed1-shapes-sd")
     assert one["test"]["scores"] != two["test"]["scores"]
     assert row(tmp_path / "copy", "still-seed1-preset")["test"]["scores"] == two["test"]["scores"]
     line = next(x for x in report(tmp_path / "copy" / "rows").lines if x["technique"] == "still")
     assert line["seeds"] == 2 and line["gold"].n == 28 and line["gold"].prompts == 7
     assert line["gain"]["gold"].value == 0 and line["gain"]["proxy"].n == 28  # it learns nothing: the base's pictures
+    again = run(["still"], tmp_path / "copy", seeds=(1,))[-1]  # this seed alone: now it chooses, its test still holds
+    assert again["test"] == rows[-1]["test"] and "proxy" in again["validation"]
 
 
 # -- rows out of date --------------------------------------------------------------------------------------------------
