@@ -1,4 +1,5 @@
-"""What a chapter really uses: the library files it imports (followed through), the model folders and data it names.
+"""What a chapter really uses: the library files it imports (followed through), what it asks for by name (techniques,
+rewards, models), the data it names.
 
 Static: read with `ast`, nothing is imported. A chapter's cells run again when `fingerprint` changes.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 import jupytext
 
 PACKAGE = "surveylib"
+SHIPPED = ("worlds/shapes/checkpoints", "rewards/learned/checkpoints")  # folders of models, in the package
 DATA_SUFFIXES = {".json", ".js", ".css", ".html", ".txt", ".csv", ".parquet", ".mplstyle", ".jsonl"}
 
 
@@ -47,6 +49,22 @@ def names_used(tree: ast.AST, module: str = "", is_package: bool = False) -> tup
     return imported, strings
 
 
+def tables(tree: ast.AST) -> dict[str, str]:
+    """Key -> module of the dictionaries in a syntax tree that say where a name is found: ``{"ddpo": "a.b.ddpo:DDPO"}``,
+    the value a string or an f-string of the file's own constants."""
+    known = {target.id: node.value.value for node in ast.walk(tree) if isinstance(node, ast.Assign)
+             and isinstance(node.value, ast.Constant) for target in node.targets if isinstance(target, ast.Name)}
+
+    def text(node: ast.AST) -> str:
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(part.value if isinstance(part, ast.FormattedValue) else part) for part in node.values)
+        return str(known.get(node.id, "") if isinstance(node, ast.Name) else getattr(node, "value", ""))
+
+    return {key.value: text(value).partition(":")[0] for node in ast.walk(tree) if isinstance(node, ast.Dict)
+            for key, value in zip(node.keys, node.values, strict=True)
+            if isinstance(key, ast.Constant) and isinstance(value, ast.JoinedStr | ast.Constant) and ":" in text(value)}
+
+
 def _parents(name: str) -> set[str]:
     parts = name.split(".")
     return {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
@@ -57,13 +75,15 @@ def _parse(path: Path, stamp: int) -> ast.AST:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def closure(start: set[str], files: dict[str, Path]) -> tuple[set[str], set[str], set[str]]:
+def closure(start: set[str], files: dict[str, Path], named: set[str] = frozenset(),
+            ) -> tuple[set[str], set[str], set[str]]:
     """Library modules reached from the dotted names in ``start``; the other packages imported on the way; all strings.
 
     Importing a.b.c runs a/__init__ and a/b/__init__ too, so these count. A string that is a module's dotted name counts
-    as an import of it (lazy attributes), except in the catalog, which names modules as data.
+    as an import of it (lazy attributes), and so does a key of a table of modules (`tables`) where it stands outside the
+    table, here or in ``named``; except in the catalog, which names modules as data.
     """
-    seen, outside, strings, todo = set(), set(), set(), set(start)
+    seen, outside, strings, found, todo = set(), set(), set(named), {}, set(start)
     while todo:
         name = todo.pop()
         if name.split(".")[0] != PACKAGE:
@@ -72,11 +92,16 @@ def closure(start: set[str], files: dict[str, Path]) -> tuple[set[str], set[str]
         for module in _parents(name) & set(files) - seen:
             seen.add(module)
             path = files[module]
-            used, texts = names_used(_parse(path, path.stat().st_mtime_ns), module, path.name == "__init__.py")
+            tree = _parse(path, path.stat().st_mtime_ns)
+            used, texts = names_used(tree, module, path.name == "__init__.py")
             if not module.startswith(f"{PACKAGE}.catalog"):
+                table = {key: place for key, place in tables(tree).items() if place in files}
+                found |= table
+                texts -= set(table)
                 strings |= texts
                 used |= texts & set(files)
             todo |= used
+        todo |= {found[text] for text in strings & set(found)} - seen
     return seen, outside, strings
 
 
@@ -98,15 +123,14 @@ def uses(path: Path, root: Path) -> tuple[list[Path], list[str]]:
     """Files whose content decides what a chapter prints, and the versions of the outside packages it reaches."""
     files = module_files(root)
     imported, strings = names_used(chapter_tree(path))
-    modules, outside, more = closure(imported | (strings & set(files)), files)
+    modules, outside, mentioned = closure(imported | (strings & set(files)), files, strings)
     found = {files[m] for m in modules}
     for module in modules:  # package data beside the code
         if files[module].name == "__init__.py":
             found |= {f for f in files[module].parent.iterdir() if f.suffix in DATA_SUFFIXES}
-    folder = root / PACKAGE / "worlds" / "shapes" / "checkpoints"
-    for name in strings | more:
-        if name and folder.joinpath(name).is_dir() and "/" not in name and name not in (".", ".."):
-            found |= {f for f in folder.joinpath(name).rglob("*") if f.is_file()}
+    for folder in (root / PACKAGE / place for place in SHIPPED):
+        shipped = {place.name for place in folder.iterdir() if place.is_dir()} if folder.is_dir() else set()
+        found |= {f for name in mentioned & shipped for f in (folder / name).rglob("*") if f.is_file()}
     for name in strings:  # data of the repository named in the chapter itself
         if "/" in name and not name.startswith(("/", ".")):
             place = root / name

@@ -8,6 +8,9 @@ import pytest
 from notebooks import ONE_CELL
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -27,6 +30,9 @@ def tree(tmp_path):
     write(lib / "top.py", "def f():\n    from surveylib import middle\n    return load('shapes-x')\n")
     write(lib / "apart.py", "LAZY = 'surveylib.low.a'\n")
     write(lib / "alone.py", "import numpy\n")
+    write(lib / "registry.py", "HOME = 'surveylib'\nT = {'a': f'{HOME}.low.a:A', 'other': 'surveylib.alone:B'}\n")
+    write(lib / "asks.py", "from surveylib.registry import T\nx = T['a']\n")
+    write(lib / "rewards" / "learned" / "checkpoints" / "shapes-r" / "head.safetensors", "weights")
     write(lib / "worlds" / "shapes" / "checkpoints" / "shapes-x" / "model.safetensors", "weights")
     write(lib / "worlds" / "shapes" / "checkpoints" / "shapes-y" / "model.safetensors", "weights")
     write(tmp_path / "book" / "measurements" / "rows.json", "[]")
@@ -55,6 +61,9 @@ def test_imports_are_followed_through(tree):
     ("from surveylib import middle", "surveylib/low/data.json"),  # package data
     ("x = load('shapes-x')", "surveylib/worlds/shapes/checkpoints/shapes-x/model.safetensors"),
     ("from surveylib import top", "surveylib/worlds/shapes/checkpoints/shapes-x/model.safetensors"),
+    ("from surveylib.registry import get\nget('a')", "surveylib/low/a.py"),  # by its name in a table
+    ("from surveylib import asks", "surveylib/low/a.py"),
+    ("x = load('shapes-r')", "surveylib/rewards/learned/checkpoints/shapes-r/head.safetensors"),
     ("open(root / 'book/measurements/rows.json')", "book/measurements/rows.json"),
     ("rows(root / 'book/measurements')", "book/measurements/rows.json"),  # a whole folder
     ("%matplotlib inline\nimport surveylib.middle", "surveylib/low/a.py"),
@@ -66,6 +75,31 @@ def test_what_counts(tree, code, file):
 
 def test_another_model_does_not_count(tree):
     assert not any("shapes-y" in name for name in used(tree, "from surveylib import top"))
+
+
+def test_what_a_table_lists_does_not_count_until_it_is_asked_for(tree):
+    assert not {"surveylib/low/a.py", "surveylib/alone.py"} & used(tree, "from surveylib import registry")
+    assert "surveylib/alone.py" not in used(tree, "from surveylib.registry import get\nget('a')")
+
+
+CHAPTERS = sorted((ROOT / "chapters").rglob("*.md"))
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_what_a_chapter_asks_for_by_name_counts(path):
+    """Every technique and reward that a chapter names in a call is among the files it uses, with its weights."""
+    files = {str(f.relative_to(ROOT)) for f in import_graph.uses(path, ROOT)[0]}
+    asked = {(node.func.id, node.args[0].value) for node in ast.walk(import_graph.chapter_tree(path))
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args
+             and node.func.id in ("load_reward", "preset", "technique_class") and isinstance(node.args[0], ast.Constant)}
+    known = import_graph.tables(ast.parse((ROOT / "surveylib/rewards/registry.py").read_text())) | import_graph.tables(
+        ast.parse((ROOT / "surveylib/techniques/registry.py").read_text()))
+    assert len(known) > 30
+    for _, name in asked:
+        if name in known:
+            assert known[name].replace(".", "/") + ".py" in files
+        elif name.startswith("shapes-"):
+            assert any(f.startswith(f"surveylib/rewards/learned/checkpoints/{name}/") for f in files)
 
 
 def test_fingerprint_changes_only_with_what_is_used(tree):
@@ -99,7 +133,6 @@ def test_relative_imports_resolve():
 
 
 def test_the_real_figures_do_not_reach_the_models():
-    root = Path(__file__).resolve().parents[2]
-    files = import_graph.module_files(root)
+    files = import_graph.module_files(ROOT)
     reached, _, _ = import_graph.closure({"surveylib.figures"}, files)
     assert "surveylib.figures.movable" in reached and not any(m.startswith("surveylib.diffusion") for m in reached)
