@@ -1,7 +1,7 @@
 # make book | test | lab | class | clean.  Needs Python 3.11 to 3.13, make and git.
 PYTHON ?= python3
-SCALE  ?= toy
-JOBS   ?= 2
+SCALE  ?= $(or $(SURVEYLIB_SCALE),toy)
+JOBS   ?= $(or $(SURVEYLIB_JOBS),2)
 PIP_FLAGS ?=
 VENV   := .venv
 BIN    := $(VENV)/bin

@@ -1,6 +1,8 @@
 """The frame of the repository: one list of packages, a README in step with the catalog, files that must be there."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -35,6 +37,19 @@ def test_both_bounds_of_python_are_said(name):
     assert f"3.{allowed[0]} to 3.{allowed[-1]}" in text
     if name == "Makefile":
         assert f"(3, {allowed[0]}) <= sys.version_info[:2] <= (3, {allowed[-1]})" in text
+
+
+@pytest.mark.parametrize("given, scale, jobs", [
+    ({}, "toy", "2"), ({"SURVEYLIB_SCALE": "single", "SURVEYLIB_JOBS": "7"}, "single", "7"),
+    ({"SCALE": "full", "SURVEYLIB_SCALE": "toy"}, "full", "2"),
+])
+def test_make_takes_size_and_jobs_from_the_environment(given, scale, jobs):
+    known = ("SCALE", "JOBS", "SURVEYLIB_SCALE", "SURVEYLIB_JOBS", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")
+    clean = {key: value for key, value in os.environ.items() if key not in known}
+    rules = "show:\n\t@echo $$SURVEYLIB_SCALE $$SURVEYLIB_JOBS\n"
+    said = subprocess.run(["make", "-s", "-f", "Makefile", "-f", "-", "show"], cwd=ROOT, input=rules, text=True,
+                          env=clean | given, capture_output=True, check=True)
+    assert said.stdout.split() == [scale, jobs]
 
 
 def test_environment_installs_book_and_test_extras_by_name_only():

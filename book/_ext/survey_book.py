@@ -45,6 +45,12 @@ def local_assets(app, config) -> None:
             theme.pop(key, None)
 
 
+def patience(app, config) -> None:
+    """Cells that train at full scale may take as long as they need."""
+    if os.environ.get("SURVEYLIB_SCALE", "toy") not in execute_ahead.ON_CPU:
+        config.nb_execution_timeout = -1
+
+
 def outdated(app, env, added, changed, removed) -> list[str]:
     """Chapters whose key changed or whose execution failed, and pages made from data that changed."""
     known = getattr(env, "survey_keys", {})
@@ -146,6 +152,7 @@ def colab_ipynb(app, page, template, context, doctree) -> None:
 def setup(app):
     """Entry point of Sphinx."""
     app.connect("config-inited", local_assets, priority=900)
+    app.connect("config-inited", patience)
     app.connect("env-get-outdated", outdated)
     app.connect("env-before-read-docs", before_all)
     app.connect("source-read", before_read)

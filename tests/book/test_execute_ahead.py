@@ -1,9 +1,11 @@
 """Chapters run several at a time before the pages are read, and the pages show those runs."""
 
 import os
+from types import SimpleNamespace
 
 import execute_ahead
 import pytest
+import survey_book
 from notebooks import ONE_CELL
 from sphinx.application import Sphinx
 
@@ -77,3 +79,11 @@ def test_a_bad_number_of_jobs_is_named(monkeypatch, value):
     monkeypatch.setenv("SURVEYLIB_JOBS", value)
     with pytest.raises(ValueError, match=f"SURVEYLIB_JOBS is '{value}'"):
         execute_ahead.jobs("toy")
+
+
+@pytest.mark.parametrize("scale, limit", [("toy", 600), ("rehearsal", 600), ("single", -1), ("full", -1)])
+def test_cells_may_take_long_where_training_is_at_full_scale(monkeypatch, scale, limit):
+    config = SimpleNamespace(nb_execution_timeout=600)
+    monkeypatch.setenv("SURVEYLIB_SCALE", scale)
+    survey_book.patience(None, config)
+    assert config.nb_execution_timeout == limit

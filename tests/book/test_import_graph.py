@@ -90,8 +90,9 @@ def test_what_a_chapter_asks_for_by_name_counts(path):
     """Every technique and reward that a chapter names in a call is among the files it uses, with its weights."""
     files = {str(f.relative_to(ROOT)) for f in import_graph.uses(path, ROOT)[0]}
     asked = {(node.func.id, node.args[0].value) for node in ast.walk(import_graph.chapter_tree(path))
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args
-             and node.func.id in ("load_reward", "preset", "technique_class") and isinstance(node.args[0], ast.Constant)}
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+             and node.func.id in ("load_reward", "preset", "technique_class")
+             and node.args and isinstance(node.args[0], ast.Constant)}
     known = import_graph.tables(ast.parse((ROOT / "surveylib/rewards/registry.py").read_text())) | import_graph.tables(
         ast.parse((ROOT / "surveylib/techniques/registry.py").read_text()))
     assert len(known) > 30

@@ -303,6 +303,28 @@ def test_the_report_compares_techniques(measured):
     assert "| still |" in found.markdown() and json.loads(found.as_json())["lines"][0]["technique"].startswith("base")
 
 
+def test_without_gold_a_held_out_reward_ranks_not_what_was_optimised(tmp_path, measured):
+    """Beyond the Shapes world: a technique that only fools its proxy comes last."""
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    held_out = "shapes-imagereward"
+    for path in (tmp_path / "rows").glob("*.json"):
+        found = json.loads(path.read_text())
+        if "test" in found:
+            for part in ("scores", "means", "by_category"):
+                for name in ("gold", "pass"):
+                    found["test"][part].pop(name, None)
+            if found["technique"] == "fake_sampler":
+                scores = found["test"]["scores"]
+                scores["proxy"], scores[held_out] = ([v + up for v in scores[name]]
+                                                     for name, up in (("proxy", 9), (held_out, -9)))
+            path.write_text(json.dumps(found))
+    found = report(tmp_path / "rows")
+    fooled = found.lines[-1]
+    assert fooled["technique"] == "fake_sampler" and fooled["win rate"].value == 0 and fooled["gain"]["proxy"].value > 8
+    assert found.arena[-1].name == "fake_sampler"
+    assert "shapes-imagereward -" in found.markdown()
+
+
 def test_a_test_of_a_setting_that_was_beaten_later_does_not_count(tmp_path, measured):
     shutil.copytree(measured / "rows", tmp_path / "rows")
     for setting, proxy in (("preset", 101.0), ("strong", 102.0)):
