@@ -88,8 +88,7 @@ def sample(
 
     from surveylib.diffusion.lora import load_lora, lora_strength
     from surveylib.diffusion.rollout import sample as draw
-    from surveylib.diffusion.zoo import load_model, shipped_models
-    from surveylib.worlds.shapes.prompts import warn_outside
+    from surveylib.diffusion.zoo import load_model
 
     if (model is None) == (named is None):
         raise ValueError("name one model: `surveylib sample shapes-sd ...` or `--model shapes-sd`")
@@ -97,10 +96,9 @@ def sample(
     if not prompt:
         raise ValueError("nothing to draw: give a --prompt, such as \"a red circle and a blue star\"")
     _check_sample(technique, reward, scale, adapter, strength, out)
-    if model in shipped_models():
-        warn_outside(prompt)
     weights = None if adapter is None else _weights_of(adapter)
     loaded = load_model(model)
+    loaded.warn_of_words(prompt)
     if weights is not None:
         load_lora(loaded, weights)
     texts = [text for text in prompt for _ in range(count)]
@@ -341,6 +339,28 @@ def equal_cost(
         last = curve["stops"][-1]
         console.print(f"{curve['method']}: proxy {last['means']['proxy']['value']:.3f} at {last['calls']:g} calls",
                       highlight=False)
+
+
+@app.command()
+def curve(
+    technique: Annotated[str, typer.Argument(help="A fine-tuning technique.")] = "ddpo",
+    budgets: Annotated[str, typer.Option(help="Looks at the run, in network-call equivalents, with commas.")]
+    = "10000,20000,40000,70000,100000",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder of curves; default: the book's.")] = None,
+) -> None:
+    """Proxy, gold and KL while a technique trains in the Shapes world; goes on where it was stopped."""
+    from surveylib.evaluation import frontier
+    from surveylib.evaluation.protocol import BUDGETS, PROTOCOLS
+    from surveylib.evaluation.rows import Plan
+
+    try:
+        stops = [int(part) for part in budgets.split(",")]
+    except ValueError:
+        raise ValueError(f"--budgets {budgets!r} must be whole numbers with commas, as in 10000,20000") from None
+    plan = Plan(technique, "preset", seed, "toy", BUDGETS["toy"], PROTOCOLS["toy"])
+    frontier.stored_curve(plan, stops, _measured(out, frontier.CURVES.name),
+                          say=lambda line: console.print(line, style="dim", highlight=False))
 
 
 @app.command()

@@ -11,9 +11,11 @@ prompts: what they find must not choose anything that is tested on the test prom
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +25,15 @@ from surveylib.evaluation.drawing import draw_plain, expanded, noisy_dynamics
 from surveylib.evaluation.metrics.faithfulness import faithfulness
 from surveylib.evaluation.path_kl import path_kl
 from surveylib.evaluation.protocol import PROTOCOLS, Prompt, Protocol, prompts_of
-from surveylib.evaluation.rows import Plan
+from surveylib.evaluation.rows import ROWS, Plan, differences, hardware, read_row, versions
 from surveylib.rewards.contract import Reward
 from surveylib.rewards.learned.overoptimisation import BestOfN, GaoFit, best_of_n, fit_gao
+from surveylib.rewards.registry import load_reward
+from surveylib.runs.checkpoint import write_atomically
 from surveylib.runs.randomness import generators
 from surveylib.techniques.paths import score_all
+
+CURVES, CURVE = ROWS / "curves", "training curve"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +100,33 @@ def training_curve(
                      generators=generators(range(len(prompts)), plan.seed, "kl"))
         scores = look_at(trained.model, prompts, proxy, plan.protocol.pictures, plan.protocol, plan.seed)
         yield Point(trained.ledger.equivalents, float(kl.mean()), *means(scores))
+
+
+def stored_curve(
+    plan: Plan, budgets: Sequence[int], folder: Path = CURVES, work: Path = Path("out/curves"),
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """The curve of `training_curve` as a file of `folder`, measured where it is missing or no longer holds.
+
+    Returns its dict: the identity of a result row, "budgets", and "points", which hold "equivalents", "kl", and the
+    means by prompt "proxy" and "gold". Raises as `training_curve` does, and ValueError for a damaged file.
+    """
+    path, head = folder / f"{plan.name}.json", plan.identity() | {"budgets": list(budgets)}
+    if path.is_file() and not differences(found := read_row(path, CURVE), head):
+        return found
+    found = head | {"points": []}
+    for point in training_curve(plan, load_reward(head["reward"]), budgets, work, say):
+        found["points"].append({"equivalents": point.equivalents, "kl": point.kl,
+                                "proxy": point.proxy.round(5).tolist(), "gold": point.gold.round(5).tolist()})
+        say(f"{plan.name}: {point.equivalents} calls, proxy {point.proxy.mean():.3f}, gold {point.gold.mean():.3f}")
+    found |= {"hardware": hardware(), "versions": versions()}
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def points_of(curve: dict[str, Any]) -> list[Point]:
+    """The points of a stored curve."""
+    return [Point(p["equivalents"], p["kl"], np.array(p["proxy"]), np.array(p["gold"])) for p in curve["points"]]
 
 
 def means(scores: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,7 @@
 """Over-optimisation studies: planted laws come back, curves start at the base model, runs go on with larger budgets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,14 @@ from fakes import Fake
 
 from surveylib.alignment.run import Recipe
 from surveylib.evaluation.budgeted import read_history, train
-from surveylib.evaluation.frontier import Point, best_of_n_curves, fit_training, training_curve
+from surveylib.evaluation.frontier import (
+    Point,
+    best_of_n_curves,
+    fit_training,
+    points_of,
+    stored_curve,
+    training_curve,
+)
 from surveylib.evaluation.protocol import Budget, Protocol
 from surveylib.evaluation.rows import Plan
 from surveylib.rewards.contract import FunctionReward
@@ -50,6 +59,18 @@ def test_the_curve_of_training_starts_at_base_and_goes_on(tmp_path):
     again = list(training_curve(plan(), BRIGHT, [48], tmp_path, said.append))
     assert len(said) == 4 and np.array_equal(again[0].proxy, points[0].proxy)
     assert np.array_equal(again[1].gold, points[2].gold)
+
+
+def test_a_stored_curve_is_taken_while_it_holds(tmp_path, monkeypatch):
+    asked = replace(plan(), protocol=replace(PROTOCOL, proxy="brightness"))
+    first = stored_curve(asked, [12], tmp_path / "curves", tmp_path / "work")
+    back = points_of(first)
+    assert first["reward"] == "brightness" and [p.equivalents for p in back] == [0, 12] and back[1].kl > 0
+    assert back[1].gold.shape == (7,) and first["hashes"]["rule"] and first["hardware"]
+    monkeypatch.setattr("surveylib.evaluation.frontier.train", lambda *a: pytest.fail("it was trained again"))
+    assert stored_curve(asked, [12], tmp_path / "curves", tmp_path / "work") == first
+    with pytest.raises(pytest.fail.Exception):
+        stored_curve(asked, [12, 24], tmp_path / "curves", tmp_path / "work")
 
 
 def test_the_history_keeps_small_numbers_and_is_gone_on_with(tmp_path, monkeypatch):
