@@ -304,7 +304,7 @@ def measure(
     scale: Annotated[str | None, typer.Option(help="toy, rehearsal, single or full.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of rows; default: the book's.")] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Only rows that are out of date, each with its own seed, "
-                                                        "budget and scale.")] = False,
+                                                        "budget, scale and protocol.")] = False,
 ) -> None:
     """Measure techniques side by side under one budget; goes on where it was stopped."""
     from surveylib.evaluation.commands import measure_command, stale_command

@@ -3,13 +3,14 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from surveylib import cli
 from surveylib.alignment.run import PROMPTS_FILE, read_recipe
-from surveylib.evaluation.protocol import Budget
+from surveylib.evaluation.protocol import Budget, Protocol
 from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.registry import load_reward
 from surveylib.techniques.contract import Sampler
@@ -179,7 +180,7 @@ def test_a_folder_without_rows(monkeypatch, capsys, tmp_path, command):
 
 
 def test_only_the_measured_techniques_that_were_asked_for_are_repeated(monkeypatch, capsys):
-    found = [(name, "toy", Budget(5, 5), (0,)) for name in ("draft", "rwr")]
+    found = [(name, "toy", Budget(5, 5), (0,), Protocol()) for name in ("draft", "rwr")]
     monkeypatch.setattr("surveylib.evaluation.commands.stale_measurements", lambda folder: found)
     asked = []
     monkeypatch.setattr("surveylib.evaluation.commands.measure",
@@ -198,17 +199,18 @@ def test_rows_out_of_date_are_repeated_with_their_own_seeds_budget_and_scale(mon
     rows |= {f"ddpo-seed{seed}-preset": ddpo | {"seed": seed} for seed in range(3)}
     for name, row in rows.items():
         row["budget"] = row.get("budget", {}) | {"training": 77}
+        row["protocol"] = row["protocol"] | {"sheet": 3}  # another one than the scale's present protocol
         row["hashes"] = row["hashes"] | ({"rule": "another"} if name.startswith("ddpo-seed1") else {})
         (tmp_path / f"{name}.json").write_text(json.dumps(row))
     asked = []
     monkeypatch.setattr("surveylib.evaluation.commands.measure",
-                        lambda names, seeds, budget, **more: asked.append((names, tuple(seeds), budget, more["scale"]))
-                        or ())
+                        lambda names, seeds, budget, **more: asked.append((names, tuple(seeds), budget, more)) or ())
     monkeypatch.setattr("surveylib.evaluation.rows.differences",
                         lambda row, identity: ["rule"] if row["hashes"]["rule"] == "another" else [])
     assert surveylib(monkeypatch, "measure", "--stale", "--out", tmp_path) == 0
-    assert [(names, seeds, budget.training, scale) for names, seeds, budget, scale in asked] == [
+    assert [(names, seeds, budget.training, more["scale"]) for names, seeds, budget, more in asked] == [
         (["ddpo"], (0, 1, 2), 77, "toy")]
+    assert asked[0][3]["protocol"] == replace(Protocol(**ddpo["protocol"]), sheet=3)
     assert "leave --seeds out" in refused(monkeypatch, capsys, "measure", "--stale", "--seeds", 3, "--out", tmp_path)
 
 
@@ -238,9 +240,12 @@ def test_every_sampler_draws_from_the_command_line(technique, monkeypatch, tmp_p
 
 
 def test_words_that_a_shapes_model_never_saw_are_named(monkeypatch, capsys, tmp_path):
-    with pytest.warns(UserWarning, match="never saw: purple-ish, unicorn"):
-        surveylib(monkeypatch, "sample", "shapes-sd", "--prompt", "a purple-ish unicorn", "--count", 1, "--steps", 1,
-                  "--out", tmp_path / "x.png")
+    for more in ((), ("--technique", "best_of_n", "--reward", "brightness")):
+        with pytest.warns(UserWarning) as found:
+            surveylib(monkeypatch, "sample", "shapes-sd", "--prompt", "a purple-ish unicorn", "--count", 1, "--steps",
+                      1, "--out", tmp_path / "x.png", *more)
+        [said] = [str(warning.message) for warning in found if "unicorn" in str(warning.message)]  # once
+        assert "never saw: purple-ish, unicorn." in said
 
 
 def test_full_scale_without_a_gpu_is_refused_before_a_reward_is_loaded(monkeypatch, capsys, tmp_path):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from surveylib.evaluation.measure import WORK, measure
-from surveylib.evaluation.protocol import BUDGETS, MOST_SETTINGS, Budget
+from surveylib.evaluation.protocol import BUDGETS, MOST_SETTINGS, Budget, Protocol
 from surveylib.evaluation.report import COLUMNS, report
 from surveylib.evaluation.rows import ROWS, stale_measurements
 from surveylib.runs.scale import current_scale
@@ -45,8 +45,8 @@ def stale_command(
     techniques: Sequence[str] = (), settings: int = MOST_SETTINGS, out: Path = ROWS, work: Path = WORK,
     console: Console | None = None,
 ) -> None:
-    """Measure again the techniques that have a row out of date: with all seeds that they have, and the rows' own budget
-    and scale.
+    """Measure again the techniques that have a row out of date: with all seeds that they have, and the rows' own
+    budget, scale and protocol.
 
     Args:
         techniques: names to look at; none stands for all. settings, out, work: as in `measure_command`.
@@ -58,13 +58,13 @@ def stale_command(
     found = [plan for plan in stale_measurements(out) if not techniques or plan[0] in techniques]
     if not found:
         console.print("no row is out of date" + (f" of {', '.join(techniques)}" if techniques else ""))
-    for technique, scale, budget, seeds in found:
-        _measured([technique], seeds, budget, scale, settings, out, work, console)
+    for technique, scale, budget, seeds, protocol in found:
+        _measured([technique], seeds, budget, scale, settings, out, work, console, protocol)
 
 
 def _measured(techniques: list[str] | None, seeds: Sequence[int], budget: Budget, scale: str, settings: int, out: Path,
-              work: Path, console: Console) -> None:
-    rows = measure(techniques, seeds, budget, scale=scale, settings=settings, folder=out, work=work,
+              work: Path, console: Console, protocol: Protocol | None = None) -> None:
+    rows = measure(techniques, seeds, budget, scale=scale, settings=settings, folder=out, work=work, protocol=protocol,
                    say=lambda line: console.print(line, style="dim", highlight=False))
     for row in rows:
         console.print(f"{row['technique']}-seed{row['seed']}-{row['setting']}: {summary(row)}", highlight=False)

@@ -40,7 +40,8 @@ class Budget:
                              "least 1 network-call equivalent")
 
 
-# "toy": about three minutes of training on one free core, where a call of the shipped UNet for a picture takes 3.3 ms.
+# "toy": about three minutes of training on one free core with AVX-512, where a call of the shipped UNet for a picture
+# takes 3.3 ms; five to ten on an older core that shares its memory with another run.
 BUDGETS = {"toy": Budget(50_000, 320), "rehearsal": Budget(400, 64), "single": Budget(500_000, 1_000),
            "full": Budget(5_000_000, 6_400)}
 

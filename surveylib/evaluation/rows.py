@@ -290,10 +290,10 @@ def stale(folder: Path = ROWS) -> dict[str, list[str]]:
     return found
 
 
-def stale_measurements(folder: Path = ROWS) -> list[tuple[str, str, Budget, tuple[int, ...]]]:
-    """What to measure again: (technique, scale, budget, seeds) of techniques that have a row out of date.
+def stale_measurements(folder: Path = ROWS) -> list[tuple[str, str, Budget, tuple[int, ...], Protocol]]:
+    """What to measure again: (technique, scale, budget, seeds, protocol) of techniques that have a row out of date.
 
-    Seeds are all that the technique has at this scale and budget: its setting is chosen with the first.
+    Seeds are all that the technique has at this scale, budget and protocol: its setting is chosen with the first.
 
     Raises:
         FileNotFoundError: no row there.
@@ -304,12 +304,13 @@ def stale_measurements(folder: Path = ROWS) -> list[tuple[str, str, Budget, tupl
     for name, row in rows.items():
         if row["technique"] == BASE:  # measured again with any technique
             continue
-        key = (row["technique"], row["scale"], tuple(sorted(row["budget"].items())))
+        key = (row["technique"], row["scale"], tuple(sorted(row["budget"].items())),
+               json.dumps(row["protocol"], sort_keys=True))
         seeds[key].add(row["seed"])
         if name in changed:
             old.add(key)
-    return [(technique, scale, Budget(**dict(budget)), tuple(sorted(seeds[technique, scale, budget])))
-            for technique, scale, budget in sorted(old)]
+    return [(technique, scale, Budget(**dict(budget)), tuple(sorted(seeds[technique, scale, budget, protocol])),
+             Protocol(**json.loads(protocol))) for technique, scale, budget, protocol in sorted(old)]
 
 
 def stale_reasons(row: Row) -> list[str]:

@@ -1,6 +1,7 @@
 """The test of a measurement: proxy, gold and held-out rewards, variety, distance to the base model's pictures.
 
-Gold is read here and nowhere else, once for each row.
+A row reads gold here, once. Equal-cost curves (`equal_cost`) and studies of over-optimisation (`frontier`) read it at
+every stop; nothing is chosen by what they find.
 """
 
 from __future__ import annotations
