@@ -234,6 +234,8 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="A changed setting
 Events = Annotated[bool | None, typer.Option("--tensorboard/--no-tensorboard",
                                              help="TensorBoard's files; default: where it is installed.")]
 Every = Annotated[int, typer.Option(min=0, help="Epochs between sheets of pictures; 0 for none.")]
+Apart = Annotated[float | None, typer.Option(min=0, help="Seconds between checkpoints at least, 0 for one after every "
+                                                         "epoch; default: 0, for large weights 300.")]
 
 
 @app.command()
@@ -249,6 +251,7 @@ def align(
     sets: Sets = None,
     pictures_every: Every = 5,
     tensorboard: Events = None,
+    checkpoint_seconds: Apart = None,
 ) -> None:
     """Align a model: `surveylib align ddpo --out runs/x`. The same call, or `resume`, goes on with a stopped run."""
     from surveylib.alignment.run import Recipe, run
@@ -258,19 +261,21 @@ def align(
     config, training = parse_settings(technique, sets or [])
     recipe = Recipe(technique, current_scale(scale), model, reward, None if prompts is None else str(prompts), seed,
                     config, training)
-    show(run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard), recipe, out, console, tensorboard)
+    show(run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds),
+         recipe, out, console, tensorboard)
 
 
 @app.command()
 def resume(
-    out: Annotated[Path, typer.Argument(help="Run folder.")], pictures_every: Every = 5, tensorboard: Events = None
+    out: Annotated[Path, typer.Argument(help="Run folder.")], pictures_every: Every = 5, tensorboard: Events = None,
+    checkpoint_seconds: Apart = None,
 ) -> None:
     """Go on with a stopped run from its last checkpoint."""
     from surveylib.alignment.run import read_recipe
     from surveylib.alignment.run import resume as go_on
     from surveylib.alignment.show import show
 
-    steps = go_on(out, pictures_every=pictures_every, tensorboard=tensorboard)
+    steps = go_on(out, pictures_every=pictures_every, tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds)
     show(steps, read_recipe(out), out, console, tensorboard)
 
 
@@ -386,11 +391,17 @@ def gaussian(
     family: Annotated[list[str] | None, typer.Option(help="Default: all; may be repeated.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(help="File for the rows and what they depend on.")] = None,
 ) -> None:
     """Techniques in the Gaussian world: how much of the way to the known optimum each goes, and at what cost."""
     from surveylib.evaluation.gaussian import table
 
     rows = table(family, seed)
+    if out is not None:
+        from surveylib.evaluation.gaussian.stored import stamped
+        from surveylib.runs.checkpoint import write_atomically
+
+        write_atomically(out, json.dumps(stamped(rows, seed), indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return

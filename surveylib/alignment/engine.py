@@ -5,8 +5,8 @@ An epoch is one `Technique.collect` and some optimiser steps on what it brought.
 the gradient is that of the mean loss over all items of the part, however they were cut.
 
 Randomness is named by (seed, epoch, global sample index, step): it depends neither on micro-batches nor on the number
-of processes. With ``out`` a checkpoint follows every epoch, and the same call goes on where a killed run stopped, with
-bit-equal weights on a CPU.
+of processes. With ``out`` checkpoints are written, and the same call goes on where a killed run stopped, with bit-equal
+weights on a CPU.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surveylib.alignment.checkpoints import CheckpointFolder
+from surveylib.alignment.checkpoints import CheckpointFolder, Saving, usual_pause
+from surveylib.alignment.memory import CHECKPOINT, can_recompute, out_of_memory, recompute
+from surveylib.alignment.pictures import draw_pictures, sheet_due, shown_prompts
 from surveylib.alignment.processes import AlignmentError, Processes
 from surveylib.alignment.sharding import gathered_tree, shard
 from surveylib.diffusion.lora import add_lora, lora_layers
@@ -48,6 +50,7 @@ class Progress:
             "grad_norm", "reward" where there is one, and what the technique reports; in float16 "skipped_steps", the
             share of optimiser steps that an overflow cost, each with a "grad_norm" of 0).
         prompts: of this process's samples, and pictures (N, 3, H, W) of the first `SHOWN` of them on the CPU, or None.
+            Where pictures were drawn for the log alone, both are of these.
         ledger: cost since the start of the run: counts of all processes together, seconds of this one.
         updates: optimiser steps so far.
     """
@@ -71,6 +74,9 @@ def align(
     out: str | Path | None = None,
     processes: Processes | None = None,
     each: Callable[[Progress], None] | None = None,
+    pictures_every: int = 0,
+    checkpoint_seconds: float | None = None,
+    checkpoint: bool = False,
 ) -> Iterator[Progress]:
     """Aligns ``model`` in place and yields once an epoch.
 
@@ -83,29 +89,48 @@ def align(
         processes: default: what accelerate or torchrun started.
         each: called with every epoch's progress before its checkpoint is written, such as a log: what it keeps of a
             later epoch than the checkpoint's comes again.
+        pictures_every: epochs between drawings of some prompts from fixed noise, after the epoch's updates and not in
+            the ledger, by rank 0, where the technique brings no pictures; 0 draws none.
+        checkpoint_seconds: between two checkpoints at least, 0 for one after every epoch. None: 0 for trained weights
+            of up to 64 MB, else 300. One is written at the end, and when the caller stops between two epochs; a run
+            stopped within an epoch, or killed, goes on from the last.
+        checkpoint: recompute the network's blocks in the backward pass instead of storing their activations (slower).
 
     Raises (at the first ``next``):
-        TechniqueError: model, signal or settings that do not fit. ValueError: samples that do not divide over the
-        processes; a run folder that is in use, damaged, or holds another run.
+        TechniqueError: model, signal or settings that do not fit; `checkpoint` for a network that has none.
+        ValueError: samples that do not divide over the processes; a run folder that is in use, damaged, or holds
+        another run; negative seconds.
         AlignmentError: a loss or gradient that is not finite, memory that ran out.
     """
-    run = Alignment(model, technique, signal, list(prompts), training, seed, processes or Processes())
+    if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds={checkpoint_seconds} must be 0 or more, or None")
+    run = Alignment(model, technique, signal, list(prompts), training, seed, processes or Processes(), checkpoint)
+    pause = usual_pause(run.parameters) if checkpoint_seconds is None else checkpoint_seconds
     with CheckpointFolder(out, run.identity, run.processes) if out is not None else nullcontext() as folder:
         if folder is not None and (state := folder.load()) is not None:
             run.load_state_dict(state)
-        while run.epoch < training.epochs:
-            progress = run.advance()
-            if each is not None:
-                each(progress)
-            if folder is not None:
-                folder.save(run.state_dict())
+        yield from _epochs(run, Saving(folder, run.state_dict, pause), each, pictures_every)
+
+
+def _epochs(run: Alignment, saving: Saving, each: Callable[[Progress], None] | None, every: int) -> Iterator[Progress]:
+    while run.epoch < run.training.epochs:
+        progress = run.advance()
+        if progress.pictures is None and sheet_due(progress.epoch, every):
+            progress = run.with_pictures(progress)
+        if each is not None:
+            each(progress)
+        saving.after_epoch(run.epoch >= run.training.epochs)
+        try:
             yield progress
+        except GeneratorExit:
+            saving.stopped()
+            raise
 
 
 class Alignment:
     """The state of one run: model, technique, optimiser, ledger. `advance` does one epoch."""
 
-    def __init__(self, model, technique, signal, prompts, training, seed, processes) -> None:
+    def __init__(self, model, technique, signal, prompts, training, seed, processes, checkpoint: bool = False) -> None:
         technique.check(model, signal, training)
         self.model, self.technique, self.signal = model, technique, signal
         self.prompts, self.training, self.seed, self.processes = prompts, training, seed, processes
@@ -115,6 +140,9 @@ class Alignment:
         self.mine = processes.share(training.samples)
         kept = model.dtype
         prepare_weights(model, training, seed, processes)
+        self.checkpoint = checkpoint
+        if checkpoint:
+            recompute(model.network)
         wanted = training.autocast
         if wanted is None and model.dtype != kept:  # all weights are trained in float32 and used in what they came in
             wanted = str(kept).removeprefix("torch.")
@@ -157,6 +185,27 @@ class Alignment:
         # a copy: a view would keep the whole epoch's pictures alive
         pictures = None if batch.pictures is None else batch.pictures[:SHOWN].detach().to("cpu", copy=True)
         return Progress(self.epoch, metrics | sums, batch.condition.prompts, pictures, self.ledger.copy(), self.updates)
+
+    def with_pictures(self, progress: Progress) -> Progress:
+        """The progress with pictures drawn now for the log (`draw_pictures`), on rank 0; sharded weights are put
+        together for a call by all processes, so that all draw.
+
+        Raises:
+            AlignmentError: memory that ran out.
+        """
+        if not self.prompts or not (self.processes.main or self.processes.sharding is not None):
+            return progress
+        texts = shown_prompts(self.prompts)
+        batch = min(self.training.sample_batch, self.training.micro_batch)
+        try:
+            with self._autocast():
+                pictures = draw_pictures(self.model, texts, self.seed, batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise AlignmentError(f"out of memory with pictures for the log, {batch} at a time: lower sample_batch, or "
+                                 "draw none, pictures_every=0") from error
+        return replace(progress, prompts=texts, pictures=pictures)
 
     def _share_counts(self, before: Ledger) -> None:
         """Adds to the ledger's counts what the other processes spent since `before`: they are the same on each then,
@@ -309,7 +358,9 @@ class Alignment:
         try:
             with self._autocast() if knob == "sample_batch" else nullcontext():
                 return work()
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             value = getattr(self.training, knob)
             raise AlignmentError(f"out of memory with {knob}={value}: {', or '.join(self._savings(knob))}") from error
 
@@ -318,8 +369,10 @@ class Alignment:
         training, ways = self.training, []
         if getattr(training, knob) > 1:
             ways.append(f"lower {knob} (the update stays the same)")
-        if getattr(self.technique.config, "checkpoint", None) is False:
-            ways.append("set checkpoint=True (slower)")
+        own = getattr(self.technique.config, CHECKPOINT, None)
+        engine = knob == "micro_batch" and not self.checkpoint and can_recompute(self.model.network)
+        if own is False or (own is None and engine):
+            ways.append(f"set {CHECKPOINT}=True (slower)")
         if training.lora_rank is None:
             ways.append("train an adapter, lora_rank=16")
         if training.samples > training.samples_per_prompt * self.processes.count:

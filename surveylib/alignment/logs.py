@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surveylib.alignment.engine import Progress
+from surveylib.alignment.pictures import sheet_due
 from surveylib.alignment.processes import AlignmentError
 from surveylib.figures.sheet import sheet
 from surveylib.runs.checkpoint import write_atomically
@@ -75,7 +76,7 @@ class Log:
             for name, value in row.items():
                 self.events.add_scalar(name, value, progress.epoch)
             self.events.flush()
-        if self.every and progress.pictures is not None and (progress.epoch - 1) % self.every == 0:
+        if progress.pictures is not None and sheet_due(progress.epoch, self.every):
             self.write_pictures(progress)
         return row
 

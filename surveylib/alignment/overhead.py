@@ -2,7 +2,7 @@
 
     python -m surveylib.alignment.overhead ddpo draft
 
-The work is what the ledger counts: the bare network, its backward pass, the decoder and the reward. All else is the
+The work is what the ledger counts: the bare network, backward passes, the decoder and the reward. All else is the
 engine's: prompts and noise, the dynamics, the loss, clipping, the optimiser, the books. Both times are of the same
 epochs, so other programs on the machine hardly change the ratio. On a GPU a call returns before it is done: set
 CUDA_LAUNCH_BLOCKING=1 there, or the ratio is that of the launches.
@@ -67,7 +67,7 @@ def measure(recipe: Recipe, epochs: int = 2) -> dict[str, Share]:
     ready = prepare(recipe)
     technique = technique_class(recipe.technique)(ready.preset.config)
     run = Alignment(ready.model, technique, ready.signal, ready.prompts, ready.preset.training, recipe.seed,
-                    Processes())
+                    Processes(), recipe.checkpoint)
     run.advance()
     shares = {"rollout": Share(), "update": Share()}
     technique.collect = shares["rollout"].around(run.ledger, technique.collect)

@@ -1,6 +1,6 @@
 """Runs with a folder: a recipe that says everything, logs, checkpoints, and in the end an adapter that diffusers loads.
 
-    for progress in run(Recipe("ddpo", reward="shapes-pickscore"), "runs/x"): ...
+    for progress in run(Recipe("ddpo", signal="shapes-pickscore"), "runs/x"): ...
     for progress in resume("runs/x"): ...
 
 ======================  ==================================================================
@@ -9,9 +9,11 @@ file                    what it holds
 ``recipe.json``         technique, scale, model, signal, prompts, changed settings, seed
 ``prompts.txt``         a copy of the prompts file, where one was given; a resumed run reads this copy
 ``identity.json``       what a resumed run must share; written by the engine
-``checkpoint/``         the last epoch: weights, optimiser, averages, trackers, ledger
+``checkpoint/``         an epoch's end: weights, optimiser, averages, trackers, ledger
+``reference-1/``        the weights before training, where all are trained
 ``metrics.jsonl``       one line an epoch; ``tensorboard/`` the same, where that package is installed
-``pictures/``           sheets of an epoch's first pictures
+``pictures/``           sheets of an epoch's first pictures; where a technique brings none, of some training
+                        prompts from fixed noise, after the epoch
 ``adapter/``            the LoRA weights at the end, in diffusers' format
 ``pipeline/``           instead of an adapter, where all weights were trained
 ``adapter_ema/`` ...    the running average of these weights, where the training keeps one (``ema``)
@@ -32,6 +34,7 @@ from surveylib.alignment.checkpoints import IDENTITY_FILE
 from surveylib.alignment.engine import Progress, align
 from surveylib.alignment.expected import expected, recorded_kind
 from surveylib.alignment.logs import METRICS_FILE, Log, read_rows, writes_events
+from surveylib.alignment.memory import CHECKPOINT
 from surveylib.alignment.preferences import OWN, check_preferences, load_preferences
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import reward_of_role, setting
@@ -44,7 +47,7 @@ from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.checkpoint import write_atomically
 from surveylib.runs.scale import current_scale
 from surveylib.techniques.checks import check_settings
-from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError
+from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError, Training
 from surveylib.techniques.registry import preset, technique_class
 from surveylib.worlds.shapes.prompts import warn_outside
 
@@ -62,7 +65,8 @@ class Recipe:
         model, signal: names; None takes the preset's. The signal is a reward, "proxy", "gold" or "held-out" for the
             scale's, or preference data.
         prompts: path of a text file with one prompt a line; None takes the scale's training prompts.
-        config, training: changed fields of the technique's and of the engine's settings.
+        config, training: changed fields of the technique's and of the engine's settings. "checkpoint" in the latter:
+            whether the network's blocks are recomputed in the backward pass, which saves memory and changes no result.
     """
 
     technique: str
@@ -87,17 +91,36 @@ class Recipe:
                                  f"use `surveylib sample --technique {self.technique}`")
         base = preset(self.technique, self.scale)
         for name, given, target in (("config", self.config, base.config), ("training", self.training, base.training)):
-            known = {f.name for f in fields(target)}
+            known = {f.name for f in fields(target)} | ({CHECKPOINT} if name == "training" else set())
             for key in given:
                 if key not in known:
                     raise TechniqueError(f"{self.technique} has no {name} field {key!r}; there are "
                                          f"{', '.join(sorted(known))}")
-            check_settings(type(target), given, f"{self.technique}: {name}")
-        changed = base.override(_tuples(self.config), **_tuples(self.training))
+        training = check_training(self.training, f"{self.technique}: training")
+        check_settings(type(base.config), self.config, f"{self.technique}: config")
+        changed = base.override(_tuples(self.config), **_tuples(training))
         as_is = changed == base and self.model is None and self.signal is None
         if as_is and current_scale(self.scale) != "rehearsal" and not base.cost.startswith("not measured"):
             return changed
         return replace(changed, cost=str(expected(found, changed, self.model)))
+
+    @property
+    def checkpoint(self) -> bool:
+        """Whether the network's blocks are recomputed in the backward pass."""
+        return self.training.get(CHECKPOINT, False)
+
+
+def check_training(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Changed fields of `Training`, checked: `values` without "checkpoint", which is the engine's.
+
+    Raises:
+        TechniqueError: a value of another type, or outside its range; `what` names it in the message.
+    """
+    if not isinstance(value := values.get(CHECKPOINT, False), bool):
+        raise TechniqueError(f"{what} {CHECKPOINT} = {value!r}; allowed: True or False")
+    own = {key: value for key, value in values.items() if key != CHECKPOINT}
+    check_settings(Training, own, what)
+    return own
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,13 +179,16 @@ def rehearsed(chosen: Preset) -> Preset:
 
 
 def run(
-    recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None
+    recipe: Recipe, out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None,
+    checkpoint_seconds: float | None = None,
 ) -> Iterator[Progress]:
     """Starts a run in `out`, or goes on with the same recipe there: checks and loads, then yields once an epoch.
 
     Args:
         recipe, out: what to run, and its folder. pictures_every: epochs between sheets of pictures, 0 for none.
         tensorboard: also write TensorBoard's event files; None: where the package is installed.
+        checkpoint_seconds: between two checkpoints at least, 0 for one after every epoch; None: by the size of what is
+            trained, see `align`.
 
     Raises:
         AlignmentError: event files are asked for and TensorBoard is not installed; DeepSpeed, or FSDP
@@ -177,7 +203,7 @@ def run(
         _check_same(read_recipe(out), _as_read(recipe), out)
     ready = prepare(replace(recipe, prompts=str(kept)) if begun and kept.exists() else recipe, processes)
     technique_class(recipe.technique)(ready.preset.config).check(ready.model, ready.signal, ready.preset.training)
-    steps = _execute(ready, out, processes, pictures_every, tensorboard)
+    steps = _execute(ready, out, processes, pictures_every, tensorboard, checkpoint_seconds)
     return _claimed(steps, ready, recipe, out) if processes.main and not begun else steps
 
 
@@ -257,14 +283,18 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
-def resume(out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None) -> Iterator[Progress]:
-    """Goes on with the run in `out` from its last checkpoint; a finished run yields nothing.
+def resume(
+    out: str | Path, *, pictures_every: int = 5, tensorboard: bool | None = None,
+    checkpoint_seconds: float | None = None,
+) -> Iterator[Progress]:
+    """Goes on with the run in `out` from its last checkpoint; a finished run yields nothing. Options: see `run`.
 
     Raises:
         FileNotFoundError: no run there. ValueError: a damaged recipe, or one of another version.
     """
     recipe = read_recipe(out)
-    return run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard)
+    return run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard,
+               checkpoint_seconds=checkpoint_seconds)
 
 
 def read_recipe(out: str | Path) -> Recipe:
@@ -289,7 +319,7 @@ def read_recipe(out: str | Path) -> Recipe:
 
 
 def _execute(
-    ready: Prepared, out: Path, processes: Processes, every: int, tensorboard: bool | None
+    ready: Prepared, out: Path, processes: Processes, every: int, tensorboard: bool | None, seconds: float | None
 ) -> Iterator[Progress]:
     chosen, log = ready.preset, None
     technique = technique_class(ready.recipe.technique)(chosen.config)
@@ -300,7 +330,8 @@ def _execute(
         log.write(progress)
 
     yield from align(ready.model, technique, ready.signal, ready.prompts, chosen.training, seed=ready.recipe.seed,
-                     out=out, processes=processes, each=write if processes.main else None)
+                     out=out, processes=processes, each=write if processes.main else None, pictures_every=every,
+                     checkpoint_seconds=seconds, checkpoint=ready.recipe.checkpoint)
     if log is not None:
         log.close()
     finish(ready, out, processes.main)

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from surveylib.alignment import engine
 from surveylib.alignment.logs import NO_TENSORBOARD, writes_events
+from surveylib.alignment.memory import CHECKPOINT
 from surveylib.alignment.processes import Processes
-from surveylib.alignment.run import ADAPTER, PIPELINE, Recipe
+from surveylib.alignment.run import ADAPTER, PIPELINE, Recipe, check_training
 from surveylib.rewards.registry import literal
 from surveylib.techniques.checks import check_settings
 from surveylib.techniques.contract import TechniqueError, Training
@@ -33,7 +34,7 @@ def parse_settings(technique: str, sets: list[str]) -> tuple[dict[str, Any], dic
     """
     found = technique_class(technique)
     own = {f.name for f in fields(found.Config)}
-    training = {f.name for f in fields(Training)}
+    training = {f.name for f in fields(Training)} | {CHECKPOINT}
     config_values, training_values = {}, {}
     for text in sets:
         name, equals, value = text.partition("=")
@@ -44,7 +45,7 @@ def parse_settings(technique: str, sets: list[str]) -> tuple[dict[str, Any], dic
                                  f"Training: {', '.join(sorted(training))}")
         (config_values if name in own else training_values)[name] = literal(value)
     check_settings(found.Config, config_values, "--set")
-    check_settings(Training, training_values, "--set")
+    check_training(training_values, "--set")
     return config_values, training_values
 
 

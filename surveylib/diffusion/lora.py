@@ -191,5 +191,6 @@ def _component(model) -> str:
     pipeline = getattr(model, "pipeline", None)
     if not hasattr(pipeline, "save_lora_weights"):
         raise ValueError(f"{type(model).__name__} has no diffusers pipeline with LoRA files (save_lora_weights). "
-                         "Save the trainable parameters instead: torch.save(model.named_trainable_parameters(), path)")
+                         "Save the trainable parameters instead: "
+                         "safetensors.torch.save_file(model.named_trainable_parameters(), path)")
     return "unet" if getattr(pipeline, "unet", None) is not None else "transformer"

@@ -55,7 +55,8 @@ def train(recipe: Recipe, budget: int, folder: Path, say: Callable[[str], None] 
     ready, processes = prepare(recipe), Processes()
     training = replace(ready.preset.training, epochs=NO_END)
     technique = technique_class(recipe.technique)(ready.preset.config)
-    run = Alignment(ready.model, technique, ready.signal, ready.prompts, training, recipe.seed, processes)
+    run = Alignment(ready.model, technique, ready.signal, ready.prompts, training, recipe.seed, processes,
+                    checkpoint=recipe.checkpoint)
     with CheckpointFolder(folder, run.identity, processes) as checkpoints:
         state = checkpoints.load()
         if state is not None:

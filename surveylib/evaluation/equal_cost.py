@@ -24,6 +24,7 @@ from surveylib.evaluation.rows import (
     BASE,
     FORMAT,
     ROWS,
+    SAMPLER,
     artefact_hash,
     hardware,
     model_and_reward,
@@ -109,7 +110,7 @@ def identity(bench: Bench, name: str, knob: str, prompts: Sequence[Any], seed: i
     model, reward = model_and_reward(base, bench.scale)
     reward = bench.protocol.proxy or reward
     hashes = {"rule": None if plain else rule_hash(technique_class(name).__module__),
-              "model": artefact_hash(model), "reward": artefact_hash(reward)}
+              "model": artefact_hash(model), "reward": artefact_hash(reward), "sampler": rule_hash(*SAMPLER)}
     return json.loads(json.dumps({
         "format": FORMAT, "method": BASE if plain else name, "knob": knob, "scale": bench.scale, "seed": seed,
         "config": {} if plain else {k: v for k, v in asdict(base.config).items() if k != knob}, "model": model,
@@ -139,6 +140,15 @@ def read_curves(folder: str | Path = FOLDER) -> dict[str, Curve]:
         ValueError: a damaged file, or one of another format; names it.
     """
     return {path.stem: read_row(path, CURVE) for path in sorted(Path(folder).glob("*.json"))}
+
+
+def changes(curve: Curve) -> list[str]:
+    """What a stored curve depends on that is no longer so: "rule", "model", "reward", "sampler"."""
+    plain = curve["method"] == BASE
+    now = {"rule": None if plain else rule_hash(technique_class(curve["method"]).__module__),
+           "model": artefact_hash(curve["model"]), "reward": artefact_hash(curve["reward"]),
+           "sampler": rule_hash(*SAMPLER)}
+    return [part for part, value in now.items() if curve["hashes"].get(part) != value]
 
 
 def against(curve: Curve, line: Curve, score: str = "gold") -> list[dict[str, float]]:

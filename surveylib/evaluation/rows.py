@@ -13,7 +13,7 @@ import json
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import metadata
@@ -25,6 +25,7 @@ import torch
 from surveylib.alignment.expected import recorded_kind
 from surveylib.alignment.preferences import SMALL
 from surveylib.alignment.run import Recipe, rehearsed
+from surveylib.alignment.settings import HELD_OUT, PROXIES
 from surveylib.diffusion.zoo import CHECKPOINTS
 from surveylib.evaluation.protocol import Budget, Protocol, choices, prompts_of
 from surveylib.rewards.learned import store
@@ -35,6 +36,7 @@ from surveylib.techniques.registry import preset, technique_class
 FORMAT = 1
 BASE = "base"
 RULES = "surveylib.techniques"
+SAMPLER = ("surveylib.diffusion.rollout", "surveylib.diffusion")  # schedules, dynamics and guidance included
 JUDGE = ("surveylib.worlds.shapes.judge", "surveylib.worlds.shapes")
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROWS, PICTURES = REPOSITORY / "book" / "measurements", "pictures"
@@ -103,7 +105,8 @@ class Plan:
             if self.kind == "sampling":
                 parts["training"] = None
         hashes = {"rule": rule, "model": artefact_hash(parts["model"]), "reward": artefact_hash(parts["reward"]),
-                  "gold": rule_hash(*JUDGE) if self.scale == "toy" else None}
+                  "gold": rule_hash(*JUDGE) if self.scale == "toy" else None, "sampler": rule_hash(*SAMPLER),
+                  "held_out": artefacts_hash(watchers(self.scale, self.protocol))}
         for part in ("validation", "test"):
             texts = [prompt.text for prompt in prompts_of(part, self.scale, self.protocol)]
             hashes[part] = hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
@@ -114,7 +117,7 @@ class Plan:
         """Name of the folder with the checkpoints: other code, settings, model, reward or budget are another run."""
         identity = self.identity()
         parts = [identity.get(key) for key in ("config", "training", "model", "reward", "budget")]
-        hashes = [identity["hashes"][key] for key in ("rule", "model", "reward")]
+        hashes = [identity["hashes"][key] for key in ("rule", "model", "reward", "sampler")]
         return f"{self.name}-{hashlib.sha256(json.dumps([parts, hashes]).encode()).hexdigest()[:16]}"
 
 
@@ -185,6 +188,19 @@ def artefact_hash(name: str | None) -> str | None:
         if place.exists():
             return path_hash(place)
     return None
+
+
+def watchers(scale: str, protocol: Protocol) -> list[str]:
+    """Names of what looks at the pictures beside proxy and gold: the rewards of the scale that are not optimised, the
+    network of the features."""
+    rewards = {PROXIES[scale], *HELD_OUT[scale]} - {protocol.proxy or PROXIES[scale]}
+    return [*sorted(rewards), protocol.features]
+
+
+def artefacts_hash(names: Sequence[str]) -> str | None:
+    """One hash of what `artefact_hash` says of several names; None where none of them is shipped."""
+    found = [artefact_hash(name) for name in names]
+    return hashlib.sha256(" ".join(map(str, found)).encode()).hexdigest()[:16] if any(found) else None
 
 
 @cache

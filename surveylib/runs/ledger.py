@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 PARTS = ("network", "backward", "decode", "encode", "reward")
@@ -88,8 +89,10 @@ class Ledger:
     @contextmanager
     def watch(self, model: Any = None, *rewards: Any) -> Iterator[Ledger]:
         """Counts everything that `model` (a `DiffusionModel`) and `rewards` do inside the block. Blocks may be nested
-        with other ledgers; a combined reward counts once, as itself."""
+        with other ledgers; a combined reward counts once, as itself. Calls of ``torch.autograd.grad`` take their time
+        as "backward"; who calls ``Tensor.backward`` times it (`timed`)."""
         with ExitStack() as stack:
+            stack.enter_context(self._timed_gradients())
             if model is not None:
                 stack.enter_context(self._watch_network(model.network))
                 stack.enter_context(self._wrapped(model, "decode", "decode", "decodes"))
@@ -99,14 +102,31 @@ class Ledger:
             yield self
 
     @contextmanager
+    def _timed_gradients(self) -> Iterator[None]:
+        inner = torch.autograd.grad
+
+        @wraps(inner)
+        def grad(*args: Any, **options: Any) -> Any:
+            with self.timed("backward"):
+                return inner(*args, **options)
+
+        torch.autograd.grad = grad
+        try:
+            yield
+        finally:
+            torch.autograd.grad = inner
+
+    @contextmanager
     def _watch_network(self, network: nn.Module) -> Iterator[None]:
-        began: list[float] = []
+        began: list[tuple[float, float]] = []  # the time, and the seconds of all parts until then
 
         def before(module: nn.Module, args: Any) -> None:
-            began.append(time.perf_counter())
+            began.append((time.perf_counter(), sum(self.seconds.values())))
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            self.seconds["network"] += time.perf_counter() - began.pop()
+            start, counted = began.pop()
+            inside = sum(self.seconds.values()) - counted  # a gradient that the network itself takes
+            self.seconds["network"] += time.perf_counter() - start - inside
             tensor = first_tensor(output)
             rows = len(tensor)
             self.network_calls += rows

@@ -195,18 +195,55 @@ class Recomputing(DDPOConfig):
 
 
 @pytest.mark.parametrize("config, changed, words", [
-    (CONFIG, {}, "micro_batch=6: lower micro_batch (the update stays the same), or lower samples (fewer in an epoch)"),
+    (CONFIG, {}, "micro_batch=6: lower micro_batch (the update stays the same), or set checkpoint=True (slower), or "
+                 "lower samples (fewer in an epoch)"),
     (Recomputing(), {"samples": 2}, "micro_batch=6: lower micro_batch (the update stays the same), or set "
                                     "checkpoint=True (slower)"),
     (Recomputing(checkpoint=True), {"micro_batch": 1, "lora_rank": None, "samples": 2},
      "micro_batch=1: train an adapter, lora_rank=16"),
-    (CONFIG, {"micro_batch": 1, "samples": 2}, "micro_batch=1: take a smaller model or resolution"),
+    (CONFIG, {"micro_batch": 1, "samples": 2}, "micro_batch=1: set checkpoint=True (slower)"),
+    (CONFIG, {"micro_batch": 1, "samples": 2, "checkpoint": True}, "micro_batch=1: take a smaller model or resolution"),
 ])
 def test_out_of_memory_names_settings_that_are_there_and_help(config, changed, words):
-    training = dataclasses.replace(TRAINING, **changed)
+    training, checkpoint = training_of(changed)
     with pytest.raises(AlignmentError) as stopped:
-        list(align(load_model("tiny-sd"), Hungry(config), brightness(), PROMPTS, training))
+        list(align(load_model("tiny-sd"), Hungry(config), brightness(), PROMPTS, training, checkpoint=checkpoint))
     assert str(stopped.value) == f"out of memory with {words}"
+
+
+def training_of(changed):
+    """TRAINING with changes, and whether blocks are recomputed."""
+    own = {name: value for name, value in changed.items() if name != "checkpoint"}
+    return dataclasses.replace(TRAINING, **own), changed.get("checkpoint", False)
+
+
+class Greedy(DDPO):
+    """Asks the CPU for a million gigabytes."""
+
+    def loss(self, model, items, signal, means):
+        torch.empty(2**50, dtype=torch.uint8)
+
+    def collect(self, model, draw, signal):
+        return super().collect(model, draw, signal) if draw.total == 8 else torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("changed, words", [
+    ({}, "micro_batch=6: lower micro_batch .*, or set checkpoint=True"),
+    ({"samples": 4}, "sample_batch=8: lower sample_batch .*, or lower samples"),
+])
+def test_out_of_memory_on_the_cpu_names_the_same_settings(changed, words):
+    with pytest.raises(AlignmentError, match=f"out of memory with {words}"):
+        list(align(load_model("tiny-sd"), Greedy(CONFIG), brightness(), PROMPTS, training_of(changed)[0]))
+
+
+def test_another_error_stays_what_it_is():
+    class Wrong(DDPO):
+        def loss(self, model, items, signal, means):
+            return torch.zeros(2) @ torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="size") as stopped:
+        list(align(load_model("tiny-sd"), Wrong(CONFIG), brightness(), PROMPTS, TRAINING))
+    assert not isinstance(stopped.value, AlignmentError)
 
 
 def test_samples_that_do_not_divide_over_processes():
@@ -336,6 +373,35 @@ def test_all_weights_of_a_half_precision_model_are_trained_in_float32():
     after = run.model.named_trainable_parameters()
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after.values())
     assert 0 < largest(before, {n: p.detach() for n, p in after.items()}) < 1e-3
+
+
+# -- blocks computed twice
+def whole(checkpoint, lora_rank):
+    """The gradients of one update, how often blocks ran, and the cost."""
+    model, calls = load_model("tiny-sd"), []
+    training = dataclasses.replace(TRAINING, epochs=1, updates=1, clip_norm=1e9, lora_rank=lora_rank)
+    run = Alignment(model, DDPO(CONFIG), brightness(), PROMPTS, training, 3, Processes(), checkpoint)
+    for block in model.network.up_blocks:
+        block.resnets[0].register_forward_pre_hook(lambda *given: calls.append(1))
+    found = gradients(run)
+    return torch.cat([g.flatten() for g in found.values()]), len(calls), run.ledger
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("lora_rank", [2, None])
+def test_recomputed_blocks_give_the_same_gradient_at_the_same_count(lora_rank):
+    """Up to float32's rounding: a millionth of the gradient's norm."""
+    (kept, once, cost), (again, more, cost_again) = (whole(checkpoint, lora_rank) for checkpoint in (False, True))
+    assert more > once, "no block ran twice"
+    assert kept.norm() > 0 and (kept - again).norm() <= 1e-6 * kept.norm()
+    assert (cost.network_calls, cost.backward_passes) == (cost_again.network_calls, cost_again.backward_passes)
+
+
+def test_a_network_without_blocks_to_recompute_is_refused():
+    model = load_model("tiny-sd")
+    model.network._supports_gradient_checkpointing = False
+    with pytest.raises(TechniqueError, match="checkpoint=True: UNet2DConditionModel has no gradient checkpointing"):
+        next(align(model, DDPO(CONFIG), brightness(), PROMPTS, TRAINING, checkpoint=True))
 
 
 # -- the folder

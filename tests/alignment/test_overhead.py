@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from surveylib.alignment import overhead
 from surveylib.alignment.overhead import Share, measure, table
@@ -46,6 +47,50 @@ def test_seconds_inside_another_part_count_once(clock):
         with ledger.timed("network"):
             clock(2.0)
     assert (ledger.seconds["backward"], ledger.seconds["network"]) == (3.0, 2.0)
+
+
+def test_gradients_that_a_technique_takes_are_backward_seconds(clock, monkeypatch):
+    """3 s of the gradient, of which the network, run again inside it, takes 2."""
+    ledger, own, plain = Ledger(), Ledger(), torch.autograd.grad
+
+    def slow(*given, **options):
+        clock(1.0)
+        model.network(torch.zeros(1, 1))
+        return plain(*given, **options)
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            clock(2.0)
+            return x
+
+    model = SimpleNamespace(network=Network(), decode=None, encode_images=None)
+    monkeypatch.setattr(torch.autograd, "grad", slow)
+    x = torch.ones(1, requires_grad=True)
+    with ledger.watch(model), own.watch():
+        (gradient,) = torch.autograd.grad(3 * x, x)
+    assert gradient == 3 and torch.autograd.grad is slow
+    assert (ledger.seconds["backward"], ledger.seconds["network"], ledger.network_calls) == (1.0, 2.0, 1)
+    assert own.seconds["backward"] == 3.0
+    with pytest.raises(ZeroDivisionError), ledger.watch():
+        raise ZeroDivisionError
+    assert torch.autograd.grad is slow
+
+
+def test_a_gradient_inside_the_network_counts_once(clock):
+    class Conservative(torch.nn.Module):
+        """Takes 5 s, of which a gradient takes 4."""
+
+        def forward(self, x):
+            clock(1.0)
+            x = x.detach().requires_grad_()
+            y = x.square().sum()
+            y.register_hook(lambda grad: clock(4.0))
+            return torch.autograd.grad(y, x)[0]
+
+    ledger, network = Ledger(), Conservative()
+    with ledger.watch(SimpleNamespace(network=network, decode=None, encode_images=None)):
+        assert network(torch.tensor([3.0])) == 6.0
+    assert (ledger.seconds["network"], ledger.seconds["backward"]) == (1.0, 4.0)
 
 
 def test_no_work_has_no_ratio():

@@ -127,6 +127,16 @@ def test_a_stopped_run_goes_on_and_its_log_has_no_double_rows(tmp_path):
     assert rows[1]["reward"] != 99.0
 
 
+def test_a_recipe_says_whether_blocks_are_recomputed(monkeypatch, tmp_path):
+    recipe, asked = replace(RECIPE, training={"epochs": 1, "checkpoint": True}), []
+    monkeypatch.setattr(engine, "recompute", asked.append)
+    assert recipe.preset().training == replace(RECIPE, training={"epochs": 1}).preset().training
+    list(run(recipe, tmp_path, tensorboard=False))
+    assert len(asked) == 1 and read_recipe(tmp_path).checkpoint and not RECIPE.checkpoint
+    with pytest.raises(TechniqueError, match="training checkpoint = 'yes'; allowed: True or False"):
+        replace(RECIPE, training={"checkpoint": "yes"}).preset()
+
+
 @pytest.fixture
 def no_tensorboard(monkeypatch):
     """As where the package is not installed."""
@@ -184,6 +194,10 @@ def test_settings_from_the_command_line():
     config, training = parse_settings("ddpo", ["steps=7", "lr=1e-3", "estimator=sf", "betas=(0.9, 0.98)"])
     assert config == {"steps": 7, "estimator": "sf"}
     assert training == {"lr": 1e-3, "betas": (0.9, 0.98)}
+    assert parse_settings("ddpo", ["checkpoint=True"]) == ({}, {"checkpoint": True})
+    assert parse_settings("draft", ["checkpoint=True"]) == ({"checkpoint": True}, {})  # of its own
+    with pytest.raises(TechniqueError, match="checkpoint = 1; allowed: True or False"):
+        parse_settings("ddpo", ["checkpoint=1"])
     with pytest.raises(TechniqueError, match="no such setting"):
         parse_settings("ddpo", ["nonsense=1"])
     with pytest.raises(TechniqueError, match="name=value"):

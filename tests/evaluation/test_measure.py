@@ -60,7 +60,8 @@ def test_a_row_holds_what_a_repetition_needs(measured):
     found = row(measured, "still-seed0-preset")
     assert found["config"] == {"push": 0.0} and found["training"]["lr"] == pytest.approx(1e-3)
     assert found["model"] == "shapes-sd" and found["reward"] == "shapes-pickscore"
-    assert all(len(found["hashes"][k]) == 16 for k in ("rule", "model", "reward", "gold", "validation", "test"))
+    assert all(len(found["hashes"][k]) == 16 for k in (
+        "rule", "model", "reward", "gold", "sampler", "held_out", "validation", "test"))
     assert found["training_run"]["ledger"]["equivalents"] == 48 and found["training_run"]["epochs"] == 4
     assert [epoch["equivalents"] for epoch in found["training_run"]["history"]] == [12, 24, 36, 48]
     assert found["hardware"]["cores"] >= 1 and found["versions"]["torch"] == torch.__version__
@@ -222,6 +223,17 @@ def test_rows_out_of_date_are_listed_marked_and_measured_again(tmp_path, measure
     run(["still"], place, said.append)
     assert said[0] == "still-seed0-preset: measured again, rule changed"
     assert "still-seed0-preset" not in row_files.stale(place / "rows")
+
+
+def test_other_code_of_sampling_and_other_judges_are_seen(tmp_path, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    change(tmp_path, "still-seed0-preset", sampler="0" * 16)
+    change(tmp_path, "base-seed0-shapes-sd", held_out="0" * 16)
+    assert row_files.stale(tmp_path / "rows") == {"still-seed0-preset": ["sampler"],
+                                                  "base-seed0-shapes-sd": ["held_out"]}
+    assert row_files.watchers("toy", Protocol()) == ["shapes-imagereward", "shapes-clip"]
+    assert row_files.watchers("toy", Protocol(proxy="shapes-aesthetic")) == [
+        "shapes-imagereward", "shapes-pickscore", "shapes-clip"]
 
 
 def test_rows_of_a_technique_that_is_gone_are_out_of_date(tmp_path, measured):

@@ -144,12 +144,13 @@ class DPOK(Technique):
 DPOK.PRESETS = {
     "full": Preset(
         DPOKConfig(kl="official", kl_gradient="local"),
-        Training(epochs=1600, samples=6, samples_per_prompt=6, updates=5, lr=1e-5, clip_norm=0.1, lora_rank=4,
-                 micro_batch=2, sample_batch=6),
+        Training(epochs=2000, samples=6, samples_per_prompt=6, updates=5, lr=1e-5, weight_decay=0.0, clip_norm=0.1,
+                 lora_rank=4, micro_batch=2, sample_batch=6),
         model="sd1.5", reward="imagereward",
-        source="arXiv 2305.16381 and google-research/dpok train_online_pg.py (weights, clip, learning rates, samples "
-               "an iteration, value network); 5 updates on the present samples stand for its 5 on a buffer; "
-               "the number of epochs is ours",
+        source="arXiv 2305.16381 and google-research/dpok train_online_pg.py (weights, clip, learning rates, weight "
+               "decay, samples a round, 10,000 // 5 rounds); its 5 updates a round take 24 transitions each from a "
+               "buffer, the 5 here 49 or 98 of the present samples; its value network makes one step a round, "
+               "accumulated over 5 batches, here 5 steps",
         cost="6 pictures and 294 trained steps an epoch",
     ),
     "single": Preset(

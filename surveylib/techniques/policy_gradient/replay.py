@@ -17,7 +17,8 @@ def stored_steps(paths: Paths, timestep_fraction: float = 1.0) -> tuple[dict[str
     """The steps of N paths that have noise, and their indices (K,).
 
     timestep_fraction: share of these steps that is kept, the noisiest first, rounded up. The fields are
-    x, x_next (N, K, *latent_shape), t, s, old (N, K); x and x_next are views where all but the ends is kept.
+    x, x_next (N, K, *latent_shape), t, s, old (N, K). Where the steps follow one another and are more than half of the
+    path, x and x_next are views of it; of fewer steps two copies are smaller than the path.
 
     Raises:
         TechniqueError: no step has noise.
@@ -28,9 +29,16 @@ def stored_steps(paths: Paths, timestep_fraction: float = 1.0) -> tuple[dict[str
                              "choose stochastic dynamics and at least two steps")
     k = k[: math.ceil(timestep_fraction * len(k) - 1e-9)]
     t, s = paths.times(k)
-    where = k.to(paths.x.device)
-    fields = {"x": paths.x[:, where], "x_next": paths.x[:, where + 1], "t": t, "s": s, "old": paths.log_prob[:, where]}
-    return fields, k
+    old = paths.log_prob[:, k.to(paths.log_prob.device)]
+    return {"x": _states(paths, k), "x_next": _states(paths, k + 1), "t": t, "s": s, "old": old}, k
+
+
+def _states(paths: Paths, k: Tensor) -> Tensor:
+    """x at the given rising indices, (N, len(k), *latent_shape): a view of the path, or a copy; see `stored_steps`."""
+    first, last = int(k[0]), int(k[-1]) + 1
+    if last - first == len(k) and 2 * len(k) >= paths.x.shape[1]:
+        return paths.x[:, first:last]
+    return paths.x[:, k.to(paths.x.device)]
 
 
 def check_fraction(timestep_fraction: float) -> None:

@@ -14,6 +14,7 @@ from surveylib.diffusion.schedules import Schedule
 from surveylib.runs.randomness import permutation
 
 COARSE = 8  # latents are averaged down to at most this many cells a side
+FLAT = 1e-6  # rewards whose std is below this share of the greater of |mean| and 1 are all the same, up to rounding
 
 
 def value_features(x: Tensor, t: Tensor, condition: Condition, schedule: Schedule) -> Tensor:
@@ -61,12 +62,17 @@ class ValueNetwork:
     def fit(self, features: Tensor, targets: Tensor, seed: int) -> float:
         """Some steps of regression on (N, K, F) and (N, K); returns the last mean squared error, in the targets' units.
 
-        The first fit fixes the units in which the network works: mean and std of its targets.
+        The first fit to samples with different rewards fixes the units in which the network works: mean and std of its
+        targets. Until then there is nothing to learn, and no unit to learn it in: the value is the targets' mean.
         """
+        rewards = targets[:, -1].float().cpu()  # nothing but the reward follows the last step
         features, targets = features.flatten(0, 1), targets.flatten().float().cpu()
         if self.network is None:
+            if rewards.std(correction=0) <= FLAT * rewards.mean().abs().clamp(min=1):
+                self.centre = targets.double().mean().item()  # in float64 the mean of equal numbers is that number
+                return targets.var(correction=0).item()
             self._build(features.shape[1])
-            self.centre, self.scale = targets.mean().item(), max(targets.std(correction=0).item(), 1e-6)
+            self.centre, self.scale = targets.mean().item(), targets.std(correction=0).item()
         wanted = (targets - self.centre) / self.scale
         order = torch.cat([permutation(len(wanted), seed, self.fits, turn, "value")
                            for turn in range(1 + self.steps * self.batch // len(wanted))])
@@ -82,11 +88,13 @@ class ValueNetwork:
     @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
         """Values (N, K) in the units of the targets; `fit` comes first."""
+        if self.network is None:
+            return torch.full(features.shape[:2], self.centre)
         with torch.autocast("cpu", enabled=False):
             return self.network(features)[..., 0] * self.scale + self.centre
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser and units; empty before the first fit."""
+        """Weights, optimiser and units; empty before the first fit to different rewards."""
         if self.network is None:
             return {}
         return {"inputs": self.network[0].in_features, "network": deepcopy(dict(self.network.state_dict())),

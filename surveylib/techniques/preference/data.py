@@ -87,13 +87,18 @@ class RecordedPreferences:
 
 
 @torch.no_grad()
-def encoded(model: DiffusionModel, data, rows: Tensor, feedback: Feedback, batch: int = 64) -> Tensor:
-    """Latents (n, k, *latent_shape) of rows of any `PreferenceData`; cached where the data can do so."""
-    if hasattr(data, "latents"):
-        return data.latents(model, rows, batch)
+def encoded(model: DiffusionModel, data, rows: Tensor, batch: int = 64) -> tuple[list[str], Tensor, Tensor]:
+    """Prompts, labels and latents (n, k, *latent_shape) of n rows of any `PreferenceData`.
+
+    `RecordedPreferences` keep their latents: from the second time on no picture of a row is touched.
+    """
+    if isinstance(data, RecordedPreferences):
+        return [data.prompts[i] for i in rows.tolist()], data.labels[rows], data.latents(model, rows, batch)
+    feedback = data.take(rows)
     n, k = feedback.samples.shape[:2]
     parts = feedback.samples.flatten(0, 1).split(batch)
-    return torch.cat([model.encode_images(p.to(model.device)).float() for p in parts]).unflatten(0, (n, k))
+    latents = torch.cat([model.encode_images(p.to(model.device)).float() for p in parts]).unflatten(0, (n, k))
+    return feedback.prompts, feedback.labels, latents
 
 
 def from_tensors(kind: str, prompts: Sequence[str], samples: Tensor, labels: Tensor) -> RecordedPreferences:

@@ -95,7 +95,9 @@ DiffusionDPO.PRESETS = {
         Training(epochs=2000, samples=2048, lr=2.05e-5, weight_decay=1e-2, warmup=500, lora_rank=None, micro_batch=1,
                  sample_batch=8, autocast="float16"),
         model="sd1.5", reward="pickapic",
-        source="arXiv 2311.12908 and SalesforceAIResearch/DiffusionDPO launchers (16 GPUs; lr 1e-8 times 2048)",
+        source="arXiv 2311.12908 and SalesforceAIResearch/DiffusionDPO launchers (16 GPUs; lr 1e-8 times 2048); here "
+               "at most 10,000 records are read (alignment/preferences.py, MOST), up to 20,000 pictures: 16 GB kept, "
+               "several times 63 GB while they are read",
         cost="2048 pairs an update, 2,000 updates",
     ),
     "single": Preset(

@@ -26,11 +26,10 @@ def check_beta(beta: float) -> None:
 def recorded_batch(model: DiffusionModel, draw: Draw, data, empty_prompts: float) -> Batch:
     """Rows of recorded feedback: latents "x" (n, k, *latent_shape) and "label"; some prompts emptied for guidance."""
     rows = draw.rows(len(data))
-    feedback = data.take(rows)
+    prompts, labels, x = encoded(model, data, rows, draw.batch)
     emptied = uniform(draw.indices, draw.seed, draw.epoch, "empty") < empty_prompts
-    prompts = ["" if empty else prompt for prompt, empty in zip(feedback.prompts, emptied.tolist())]
-    x = encoded(model, data, rows, feedback, draw.batch)
-    return Batch(model.encode(prompts), {"x": x, "label": feedback.labels.to(x.device)})
+    prompts = ["" if empty else prompt for prompt, empty in zip(prompts, emptied.tolist())]
+    return Batch(model.encode(prompts), {"x": x, "label": labels.to(x.device)})
 
 
 def implicit_rewards(

@@ -100,7 +100,8 @@ RAFT.PRESETS = {
         Training(epochs=200, samples=1152, samples_per_prompt=24, updates=2, lr=3e-4, lora_rank=32, lora_alpha=64,
                  micro_batch=8, sample_batch=8),
         model="sd3.5-medium", reward="pickscore",
-        source="yifan123/flow_grpo's online fine-tuning (K, steps, guidance, lr, rank); rounds are ours",
+        source="yifan123/flow_grpo's online fine-tuning (K, steps, guidance, lr, rank); rounds are ours; trained times "
+               "are uniform here, logit-normal there",
         cost="1,152 pictures and 48 trained noise levels an epoch",
     ),
     "single": Preset(

@@ -48,6 +48,15 @@ def techniques(**options):
     }
 
 
+def official_kl():
+    """The methods whose official code has another KL term, with it."""
+    common = {"steps": 6, "guidance": 1.0, "reduction": "sum", "clip": 0.2, "kl": "official", "kl_gradient": "local"}
+    return {
+        "dpok-official": DPOK(DPOKConfig(reward_weight=1.0, kl_weight=0.5, **common)),
+        "flow_grpo-sde-official": FlowGRPO(FlowGRPOConfig(beta=0.5, **common)),
+    }
+
+
 def draw(n: int = 12, per_prompt: int = 6) -> Draw:
     prompts = ["left", "right", "any"][: n // per_prompt]
     return Draw.of(prompts, per_prompt=per_prompt, seed=3)

@@ -1,12 +1,14 @@
 """What only DPOK has: the clamp, the value network, the whole gradient of the path's KL."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from policies import RIGHT, brightness, draw, gradient, lora_policy, point_policy
+from policies import FLAT, RIGHT, brightness, draw, gradient, lora_policy, point_policy
 
 from surveylib.alignment.engine import align
+from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Draw, TechniqueError, Training
 from surveylib.techniques.policy_gradient.dpok import DPOK, DPOKConfig, dpok_loss
 from surveylib.techniques.policy_gradient.replay import kl_ahead
@@ -69,6 +71,76 @@ def test_value_network_learns_what_follows_and_resumes_where_it_stood():
     assert value.fit(features, targets + 1, 0) == again.fit(features, targets + 1, 0)
 
 
+@pytest.mark.parametrize("flat", [
+    torch.zeros(40, 3), torch.full((40, 3), 0.3),
+    21 + 2e-6 * torch.randn(40, 3, generator=torch.Generator().manual_seed(1)),  # equal up to float32
+    torch.tensor([0.02, 0.01, 0.0]) * torch.rand(40, 1, generator=torch.Generator().manual_seed(2)),  # KL still to come
+], ids=["zero", "constant", "rounded", "kl-ahead"])
+def test_the_units_of_the_value_network_wait_for_rewards_that_differ(flat):
+    features = torch.randn(40, 3, 4, generator=torch.Generator().manual_seed(0))
+    targets = 20 + 3 * features[..., 0]
+    value, again, fresh = (ValueNetwork(lr=1e-2, steps=60, batch=60) for _ in range(3))
+    for _ in range(2):
+        assert value.fit(features, flat, 0) == pytest.approx(flat.var(correction=0).item())
+        assert torch.allclose(value.predict(features), flat.mean().expand(40, 3)) and value.scale == 1
+    again.load_state_dict(value.state_dict())
+    errors = [network.fit(features, targets, 0) for network in (value, again, fresh)]
+    assert errors[0] < 0.5 and errors == errors[:1] * 3 and value.scale == pytest.approx(targets.std().item(), rel=0.01)
+    assert torch.equal(value.predict(features), fresh.predict(features))
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.05])
+def test_equal_rewards_leave_nothing_but_the_kl(moved):
+    model, found = point_policy(moved=moved), {}
+    for kl_gradient in ("local", "path"):
+        technique = DPOK(replace(CONFIG, kl_gradient=kl_gradient))
+        batch = technique.collect(model, draw(), FLAT)
+        losses, metrics = technique.loss(model, batch.all_items(), FLAT, {})
+        found[kl_gradient] = batch.steps["advantage"], metrics["kl"].unflatten(0, (12, -1))
+        if kl_gradient == "local":
+            assert (found["local"][0] == 0).all() and torch.equal(losses.detach(), 0.5 * metrics["kl"])
+    ahead = kl_ahead(found["path"][1])
+    assert torch.allclose(found["path"][0], -0.5 * (ahead - ahead.mean()), atol=1e-6)
+
+
+def test_a_run_that_begins_with_equal_rewards_learns_when_they_differ():
+    model, technique, late = point_policy(), DPOK(CONFIG), []
+    reward = PointReward(lambda x: x[:, 0] if late else 0 * x[:, 0], "late")
+    training = Training(epochs=4, samples=40, samples_per_prompt=20, lora_rank=None, lr=1e-4)
+    run = align(model, technique, reward, ["left", "any"], training)
+    for fits in (0, 0, 1, 2):
+        late += [True] * fits
+        assert math.isfinite(next(run).metrics["loss"]) and technique.value.fits == fits
+    assert technique.value.scale > 0.1  # of the order of the rewards
+    batch = technique.collect(model, draw(60, 60), reward)
+    advantage, rewards = batch.steps["advantage"], batch.pictures[:, :1]
+    assert advantage.var() < 0.95 * rewards.expand_as(advantage).var()
+
+
+def test_official_kl_is_the_squared_difference_of_the_means():
+    """The means by hand: a' x0hat + sqrt(s'^2 - std^2) epshat, std^2 = (s'/s)^2 (1 - (a/a')^2) for eta = 1."""
+    model = point_policy(moved=0.05)
+    official, exact = (DPOK(replace(CONFIG, kl=kl, kl_gradient="local")) for kl in ("official", "exact"))
+    items = official.collect(model, draw(), RIGHT).all_items()
+    items.values["advantage"] = torch.zeros(len(items))
+    (a, s), (a1, s1) = (model.schedule.coefficients(items[name]) for name in ("t", "s"))
+    variance = (s1 / s) ** 2 * (1 - (a / a1) ** 2)
+
+    def mean() -> torch.Tensor:
+        found = model.predict(items["x"], items["t"], items.condition, 1.0)
+        return a1.float() * found.x0[:, 0] + (s1**2 - variance).sqrt().float() * found.epsilon[:, 0]
+
+    with torch.no_grad(), model.reference():
+        reference = mean()
+    distance = (mean() - reference).square()
+    losses, metrics = official.loss(model, items, RIGHT, {})
+    assert distance.max() > 1e-4 and torch.allclose(metrics["kl"], distance.detach(), rtol=1e-3, atol=1e-9)
+    assert torch.allclose(exact.loss(model, items, RIGHT, {})[1]["kl"], (distance / (2 * variance)).detach().float(),
+                          rtol=1e-3, atol=1e-7)
+    by_hand = gradient(model, CONFIG.kl_weight * distance)
+    assert by_hand.norm() > 1e-3 and torch.allclose(gradient(model, losses), by_hand, rtol=1e-3, atol=1e-6)
+
+
 def test_a_run_that_was_stopped_goes_on_with_the_same_value_network(tmp_path):
     training = Training(epochs=3, samples=8, samples_per_prompt=4, lora_rank=None, lr=1e-3)
     whole, model = DPOK(CONFIG), point_policy()
@@ -102,14 +174,15 @@ def test_choices_are_checked():
         DPOKConfig(steps=1)
 
 
-def test_the_kl_that_is_weighed_against_the_reward_is_a_sum_over_dimensions_also_with_means():
+@pytest.mark.parametrize(("kl", "least"), [("exact", 0.01), ("official", 1e-3)])
+def test_the_kl_that_is_weighed_against_the_reward_is_a_sum_over_dimensions_also_with_means(kl, least):
     model = lora_policy("tiny-sd")
     for p in model.trainable_parameters():
         p.data.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     found = []
     for reduction in ("sum", "mean"):
-        technique = DPOK(replace(CONFIG, reduction=reduction))
+        technique = DPOK(replace(CONFIG, reduction=reduction, kl=kl))
         batch = technique.collect(model, Draw.of(["a"], per_prompt=3), brightness())
         found.append((batch.metrics["path_kl"], batch.steps["advantage"]))
-    assert found[0][0] > 0.01 and found[1][0] == pytest.approx(found[0][0])
+    assert found[0][0] > least and found[1][0] == pytest.approx(found[0][0])
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from policies import FLAT, RIGHT, brightness, draw, gradient, lora_policy, point_policy, techniques
+from policies import FLAT, RIGHT, brightness, draw, gradient, lora_policy, official_kl, point_policy, techniques
 
 from surveylib.alignment.engine import align
 from surveylib.diffusion.dynamics import DDIM, LOG_2PI
@@ -127,13 +127,13 @@ def test_reduction_mean_divides_log_probability_and_kl_by_the_dimensions():
     assert found["mean"][1].min() > 0 and torch.allclose(found["sum"][1] / size, found["mean"][1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", WITH_KL)
+@pytest.mark.parametrize("name", [*WITH_KL, *official_kl()])
 @pytest.mark.parametrize("family", ["vp", "flow"])
 def test_kl_term_is_zero_at_the_reference_and_has_a_gradient_away_from_it(name, family):
     for moved in (0.0, 0.05):
-        model, technique = point_policy(family, moved), techniques()[name]
+        model, technique = point_policy(family, moved), (techniques() | official_kl())[name]
         items = technique.collect(model, draw(), FLAT).all_items()
-        if name == "dpok":  # its baseline does not know that the reward is flat; take the KL alone
+        if name == "dpok":  # the KL of the steps to come is in its advantage; take the step's own alone
             items.values["advantage"] = torch.zeros(len(items))
         losses, metrics = technique.loss(model, items, FLAT, {})
         size = gradient(model, losses).norm()
@@ -165,7 +165,7 @@ def test_kl_has_the_samplers_own_std(name):
     assert torch.allclose(metrics["kl"], expected, rtol=1e-3, atol=1e-6) and expected.max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["ddpo-sf", "ddpo-is", "flow_grpo-sde", "flow_grpo-cps"])
+@pytest.mark.parametrize("name", NAMES)
 def test_equal_rewards_give_exactly_no_gradient(name):
     model = point_policy()
     technique = techniques()[name]

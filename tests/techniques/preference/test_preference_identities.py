@@ -16,7 +16,7 @@ from surveylib.techniques.preference import implicit
 from surveylib.techniques.preference.data import RecordedPreferences, from_records, from_tensors, sampled, shares_beaten
 from surveylib.techniques.preference.diffusion_dpo import DiffusionDPO, DiffusionDPOConfig
 from surveylib.techniques.preference.diffusion_kto import DiffusionKTO, DiffusionKTOConfig
-from surveylib.techniques.preference.implicit import implicit_rewards
+from surveylib.techniques.preference.implicit import implicit_rewards, recorded_batch
 from surveylib.techniques.preference.rankdpo import RankDPO, RankDPOConfig, dcg_weights
 
 M = 6
@@ -117,6 +117,31 @@ def test_the_label_says_which_picture_comes_first(model):
     for place, row in enumerate(rows.tolist()):
         assert torch.equal(collected[place, 0], latents[place, labels[row]])
         assert torch.equal(collected[place, 1], latents[place, 1 - labels[row]])
+
+
+@pytest.mark.parametrize(("kind", "k"), [("pairs", 2), ("binary", 1), ("rankings", 3)])
+def test_an_epoch_whose_latents_are_kept_touches_no_picture(model, kind, k):
+    pictures = torch.rand(4, k, 3, *model.resolution, generator=torch.Generator().manual_seed(2))
+    labels = torch.rand(4, k) if kind == "rankings" else torch.tensor([0, 1, 1, 0])
+    data, draw = from_tensors(kind, list("abcd"), pictures, labels), Draw.of(["?"], per_prompt=4, seed=1)
+
+    class Plain:
+        """Preference data that keep nothing."""
+
+        def __len__(self):
+            return 4
+
+        take = data.take
+
+    batches = [recorded_batch(model, draw, Plain(), 0.5), recorded_batch(model, draw, data, 0.5)]
+    data.samples = None  # whoever looks at a picture now fails
+    batches.append(recorded_batch(model, draw, data, 0.5))
+    rows = draw.rows(4)
+    for batch in batches:
+        assert torch.allclose(batch.samples["x"], batches[0].samples["x"], atol=1e-5)
+        assert torch.equal(batch.samples["label"], data.labels[rows])
+        assert batch.condition.prompts == batches[0].condition.prompts
+    assert set(batches[0].condition.prompts) < {"", *"abcd"}
 
 
 @pytest.mark.parametrize("shared", [True, False])

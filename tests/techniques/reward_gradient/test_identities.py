@@ -5,21 +5,22 @@ import torch
 
 from surveylib.alignment.engine import AlignmentError, align
 from surveylib.diffusion.dynamics import DDIM, FlowSDE
-from surveylib.diffusion.rollout import rollout
+from surveylib.diffusion.rollout import rollout, sample
 from surveylib.diffusion.schedules import FlowSchedule, VPSchedule
 from surveylib.rewards.points import PointReward
 from surveylib.runs.randomness import normal
 from surveylib.techniques.contract import Draw, Training
 from surveylib.techniques.paths import sample_paths
 from surveylib.techniques.reward_gradient.adjoint_matching import AdjointMatching, AdjointMatchingConfig, lean_adjoint
-from surveylib.techniques.reward_gradient.draft import DRaFT, DRaFTConfig, low_variance_samples
+from surveylib.techniques.reward_gradient.draft import DRaFT, DRaFTConfig, differentiable_sample, low_variance_samples
 from surveylib.techniques.reward_gradient.refl import ReFL, ReFLConfig
 from surveylib.worlds.gaussian.mixture import ANY, GaussianMixture
-from surveylib.worlds.gaussian.models import ExactModel, GaussianModel, GaussianNet
+from surveylib.worlds.gaussian.models import ExactModel, ExactNetwork, GaussianModel, GaussianNet
 from surveylib.worlds.gaussian.tilt import QuadraticReward
 
 pytestmark = pytest.mark.truth
 REWARD = PointReward(QuadraticReward((1.0, -1.0)))
+REWARD_1D = PointReward(QuadraticReward((1.0,)))
 MEAN, VARIANCE = 0.3, 0.8
 SCHEDULES = pytest.mark.parametrize(
     "schedule", [VPSchedule.cosine(), FlowSchedule(spacing="uniform")], ids=["vp", "flow"]
@@ -66,6 +67,83 @@ def test_draft_1_is_the_gradient_through_the_last_step():
     x0 = DDIM(0.0).transition(model.predict(x, times[4], items.condition, 1.0), times[5]).mean
     expected = flat_gradient(model, -REWARD(x0, [ANY] * 16))
     assert torch.allclose(technique_gradient(technique, model), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["vp", "flow"])
+def test_a_low_variance_sample_is_one_ddim_step_from_a_x0_plus_s_eps(family):
+    """By hand: x_1 = a_1 x_0 + s_1 eps_i, then a_0 x0hat + s_0 epshat of the network at (x_1, t_1)."""
+    model = policy("trailing")
+    if family == "flow":
+        model = GaussianModel(GaussianNet(2, 1, FlowSchedule(spacing="uniform"), "velocity", 16, 1), ["a"], 2,
+                              FlowSchedule(spacing="uniform"))
+        torch.nn.init.normal_(model.network.out.weight, std=0.3)
+    condition, config = model.encode([ANY] * 4), DRaFTConfig(variant="lv", renoisings=3, steps=5, guidance=1.0)
+    x0 = torch.randn(4, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    noises = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(2))
+    found = low_variance_samples(model, condition, x0, noises, config)
+    t1, t0 = model.schedule.grid(5)[-2:]
+    (a1, s1), (a0, s0) = (tuple(map(float, model.schedule.coefficients(t))) for t in (t1, t0))
+    assert s1 > 0.15  # noise enough to tell
+    for i, noise in enumerate(noises):
+        x1 = a1 * x0.detach() + s1 * noise
+        output = model.network(x1, t1.expand(4), condition.tensors["components"])
+        if family == "vp":
+            clean, dirt = (x1 - s1 * output) / a1, output
+        else:
+            clean, dirt = x1 - s1 * output, x1 + (1 - s1) * output
+        assert torch.allclose(found[4 * i : 4 * i + 4], a0 * clean + s0 * dirt, atol=1e-5)
+    assert torch.autograd.grad(found.sum(), x0, allow_unused=True, retain_graph=True) == (None,)  # sg(x_0)
+    assert flat_gradient(model, found).norm() > 0
+
+
+class Nudged(torch.nn.Module):
+    """The exact velocity of N(MEAN, VARIANCE) + shift + slope x, both 0: its predictions are exact, its weights have
+    gradients. Every one of n samples has weights of its own, so that the gradient comes sample by sample."""
+
+    def __init__(self, n: int, schedule) -> None:
+        super().__init__()
+        self.exact = ExactNetwork(GaussianMixture([[MEAN]], [[[VARIANCE]]], [1.0]), schedule, "velocity")
+        self.shift, self.slope = (torch.nn.Parameter(torch.zeros(n, 1)) for _ in range(2))
+
+    def forward(self, x, t, components):
+        again = len(x) // len(self.shift)  # noise by noise
+        return self.exact(x, t, components) + self.shift.repeat(again, 1) + self.slope.repeat(again, 1) * x
+
+
+def test_low_variance_draft_is_unbiased_where_x0_is_a_sample_of_the_data():
+    """Exact scores and fine chains: x_0 is then distributed as the data, x_1 as the data at t_1, and re-noising the
+    first gives the second. The mean gradients of DRaFT-1 and DRaFT-LV then differ by less than three standard errors
+    of their difference; with no noise, or twice the noise, by more than six.
+
+    The last step is a long one, from sigma = 0.4, so that the noise level matters. The chains have their own noises.
+    """
+    n, steps = 4000, 200
+    config = DRaFTConfig(variant="lv", renoisings=2, steps=steps, guidance=1.0)
+    model = GaussianModel(None, ["a"], 1, FlowSchedule(spacing="uniform"), "velocity")
+
+    def start(seed: int) -> torch.Tensor:
+        return torch.randn(n, 1, generator=torch.Generator().manual_seed(seed))
+
+    def gradients(samples: torch.Tensor) -> torch.Tensor:
+        """Of the mean reward of each sample by its (shift, slope), (n, 2)."""
+        total = REWARD_1D(samples, [ANY] * len(samples)).sum() / (len(samples) // n)
+        return torch.cat(torch.autograd.grad(total, [model.network.shift, model.network.slope]), 1)
+
+    model.network = Nudged(n, model.schedule)
+    condition = model.encode([ANY] * n)
+    x0 = sample(model, condition, dynamics=DDIM(0.0), steps=steps, guidance=1.0, x=start(0))
+    model.schedule = FlowSchedule(spacing="sigma_min", sigma_min=0.4)
+    model.network = Nudged(n, model.schedule)
+    one = gradients(differentiable_sample(model, condition, start(1), DRaFTConfig(last=1, steps=steps, guidance=1.0)))
+    noises = torch.stack([start(2), start(3)])
+
+    def apart(scale: float) -> float:
+        """The larger difference of the two means, in standard errors; by chance beyond 3 in 1 of 200 seeds."""
+        many = gradients(low_variance_samples(model, condition, x0, scale * noises, config))
+        error = ((one.var(0) + many.var(0)) / n).sqrt()
+        return ((one.mean(0) - many.mean(0)) / error).abs().max().item()
+
+    assert apart(1.0) < 3 and apart(0.0) > 6 and apart(2.0) > 6
 
 
 def test_low_variance_draft_agrees_for_1_2_and_8_renoisings():

@@ -1,0 +1,36 @@
+"""Memory: how its end is told from other errors, and the network's blocks computed twice to need less of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from surveylib.techniques.contract import TechniqueError
+
+CHECKPOINT = "checkpoint"  # the setting's name, as where a technique has one of its own
+ON_CPU = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")  # in a plain RuntimeError
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
+
+
+def can_recompute(network: nn.Module) -> bool:
+    """Whether the network has diffusers' gradient checkpointing."""
+    return hasattr(network, "enable_gradient_checkpointing") and getattr(
+        network, "_supports_gradient_checkpointing", True)
+
+
+def recompute(network: nn.Module) -> None:
+    """From now on the network's blocks run again in the backward pass, and their activations are not kept.
+
+    Raises:
+        TechniqueError: a network that has no such blocks.
+    """
+    if not can_recompute(network):
+        raise TechniqueError(f"{CHECKPOINT}=True: {type(network).__name__} has no gradient checkpointing. Leave it "
+                             "off, and lower micro_batch where memory is short")
+    network.enable_gradient_checkpointing()
