@@ -261,8 +261,9 @@ def align(
     config, training = parse_settings(technique, sets or [])
     recipe = Recipe(technique, current_scale(scale), model, reward, None if prompts is None else str(prompts), seed,
                     config, training)
-    show(run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard, checkpoint_seconds=checkpoint_seconds),
-         recipe, out, console, tensorboard)
+    epochs = run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard,
+                 checkpoint_seconds=checkpoint_seconds)
+    show(epochs, recipe, out, console, tensorboard)
 
 
 @app.command()

@@ -42,14 +42,13 @@ from surveylib.alignment.sharding import gathered_network
 from surveylib.diffusion.lora import lora_layers, save_lora
 from surveylib.diffusion.pipelines import PipelineModel
 from surveylib.diffusion.weights import is_sharded
-from surveylib.diffusion.zoo import check_model, load_model, shipped_models
+from surveylib.diffusion.zoo import check_model, load_model
 from surveylib.rewards.registry import check_reward, load_reward
 from surveylib.runs.checkpoint import write_atomically
 from surveylib.runs.scale import current_scale
 from surveylib.techniques.checks import check_settings
 from surveylib.techniques.contract import Preset, Sampler, Signal, TechniqueError, Training
 from surveylib.techniques.registry import preset, technique_class
-from surveylib.worlds.shapes.prompts import warn_outside
 
 RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE, EMA = "recipe.json", "done.json", "adapter", "pipeline", "ema"
 PROMPTS_FILE = "prompts.txt"
@@ -161,10 +160,10 @@ def prepare(recipe: Recipe, processes: Processes | None = None) -> Prepared:
     device = processes.device if processes is not None and processes.count > 1 else None
     drawn = recipe.model or tiny.model
     check_model(drawn, device)
-    if recipe.prompts is not None and drawn in shipped_models():
-        warn_outside(prompts)
     reward = load_reward(name) if kind is None else None  # before the model: its weights may be missing
     model = load_model(drawn, device)
+    if recipe.prompts is not None:
+        model.warn_of_words(prompts)
     signal = load_preferences(name, kind, model, prompts=prompts) if reward is None else reward.to(model.device)
     return Prepared(recipe, chosen, model, signal, prompts)
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +55,7 @@ class PipelineModel(DiffusionModel):
         ValueError: a setting or a pipeline's configuration that this adapter cannot honour.
     """
 
+    vocabulary: frozenset[str] | None = None  # words the model has seen, lower case; `encode` warns of others
     part = "unet"  # the pipeline's name for the network
     patch = 1  # latents must be divisible by it
     embedded_names: tuple[str, ...] = ("prompt_embeds",)  # tensors of a condition
@@ -68,6 +71,7 @@ class PipelineModel(DiffusionModel):
         resolution: int | Sequence[int] | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self._named: set[str] = set()  # words that were warned of
         self.name = name or type(pipeline).__name__
         self.network: nn.Module = getattr(pipeline, self.part)
         self.vae = pipeline.vae
@@ -134,15 +138,37 @@ class PipelineModel(DiffusionModel):
 
         Raises:
             ValueError: no prompts, or another number of negatives. TypeError: a prompt that is no text.
+
+        Warns:
+            UserWarning naming words outside the model's ``vocabulary``, where it has one (the shipped models do), each
+            word once for a loaded model.
         """
-        prompts = _texts(prompts, "prompts")
+        prompts, negatives = _texts(prompts, "prompts"), []
+        if negative is not None and self.guidance_mode != "embedded":
+            negatives = [negative] * len(prompts) if isinstance(negative, str) else _texts(negative, "negative")
+            if len(negatives) != len(prompts):
+                raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one text, or as "
+                                 "many")
+        self.warn_of_words([*prompts, *negatives], stacklevel=3)  # `no_grad` is a frame
         tensors = _each_once(self.embed, prompts)
-        if negative is None or self.guidance_mode == "embedded":
-            return Condition(tensors, prompts)
-        negatives = [negative] * len(prompts) if isinstance(negative, str) else _texts(negative, "negative")
-        if len(negatives) != len(prompts):
-            raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one text, or as many")
-        return Condition(tensors, prompts, _each_once(self.embed_negative, negatives))
+        return Condition(tensors, prompts, _each_once(self.embed_negative, negatives) if negatives else None)
+
+    def warn_of_words(self, texts: Sequence[str], stacklevel: int = 1) -> None:
+        """Warn, once for all texts, of words that the model has never seen; nothing for a model without ``vocabulary``.
+
+        Words that were named before are not named again. `encode` does this for its texts.
+
+        Warns:
+            UserWarning naming the words.
+        """
+        if self.vocabulary is None:
+            return
+        words = dict.fromkeys(word for text in dict.fromkeys(texts) for word in re.findall(r"[^\s,.]+", text.lower()))
+        strange = [word for word in words if word not in self.vocabulary and word not in self._named]
+        if strange:
+            self._named.update(strange)
+            warnings.warn(f"words that {self.name} never saw: {', '.join(strange)}. It draws something else for them. "
+                          f"It knows {', '.join(sorted(self.vocabulary))}", stacklevel=stacklevel + 1)
 
     def decode(self, latents: Tensor, clamp: bool = False) -> Tensor:
         """Pictures (B, 3, H, W), float32 in [0, 1], differentiable; slightly outside unless ``clamp``.
@@ -179,11 +205,13 @@ class PipelineModel(DiffusionModel):
         """(n, *latent_shape), float32: what the pipeline starts from, as x_t at ``schedule.start``.
 
         Standard normal, except where the pipeline has an Euler scheduler with trailing or linspace spacing (the turbo
-        models): that starts from s(T-1) eps, which is a little smaller.
+        models): that starts from s(T-1) eps, which is a little smaller. Schedulers whose ``init_noise_sigma`` is 1
+        (DDIM, DPM-Solver) start from eps, whatever their spacing.
         """
         noise = super().initial_noise(n, generator)
         scheduler = self.pipeline.scheduler
-        if hasattr(scheduler, "sigmas") and scheduler.config.get("timestep_spacing") in ("trailing", "linspace"):
+        over_a = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0  # its latents are x_t / a: s/a there, s here
+        if over_a and scheduler.config.get("timestep_spacing") in ("trailing", "linspace"):
             noise = noise * float(self.schedule.coefficients(self.schedule.start)[1])
         return noise
 

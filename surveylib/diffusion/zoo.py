@@ -29,6 +29,7 @@ CHECKPOINTS = Path(__file__).resolve().parents[1] / "worlds" / "shapes" / "check
 SHIPPED = ("shapes-sd", "shapes-sd3")  # further folders beside them are found by `shipped_models`
 SETTINGS_FILE = "surveylib.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+VOCABULARY_FILE = "vocabulary.json"  # beside the shipped folders: the words that their models have seen
 FINITE_UP_TO = 50_000_000  # weights of a network, up to which all of a folder are looked through
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -133,7 +134,9 @@ def load_model(
         model = from_pipeline(tiny_pipeline(name), **({"name": name} | _tiny_settings(name) | settings))
         return model.to(place, kind)
     if name in shipped_models():
-        return _load_folder(CHECKPOINTS / name, name, place, kind, settings, _git_checkout)
+        model = _load_folder(CHECKPOINTS / name, name, place, kind, settings, git_checkout)
+        model.vocabulary = _shipped_vocabulary()
+        return model
     if name in FULL_SCALE:
         return _load_full_scale(name, place, kind, download, settings)
     return _load_folder(Path(name), Path(name).name, place, kind, settings, _save_again)
@@ -158,9 +161,10 @@ def check_model(name: str, device: str | torch.device | None = None, allow_cpu: 
     entry = FULL_SCALE[name]
     if place.type == "cpu" and not allow_cpu:
         raise ModelUnavailable(
-            f"{name} is a full-scale model of {entry.gigabytes:g} GB, and there is no GPU to run it on (device "
-            f"{place}). Nothing was loaded. In Python load_model({name!r}, allow_cpu=True) runs it on the CPU all the "
-            f"same; load_model({_rehearsal(entry)!r}) runs the same code on a tiny random model"
+            f"{name} is a full-scale model of {entry.gigabytes:g} GB, and {_why_not_on_a_gpu(device)}. Nothing was "
+            f"loaded. In Python load_model({name!r}, {'' if device is None else f'device={str(device)!r}, '}"
+            f"allow_cpu=True) runs it on the CPU all the same; load_model({_rehearsal(entry)!r}) runs the same code on "
+            "a tiny random model"
         )
     return place
 
@@ -174,18 +178,19 @@ def shipped_models() -> list[str]:
 def list_models() -> list[dict[str, Any]]:
     """One row for each name that `load_model` knows.
 
-    Keys: name, kind ("shipped", "tiny", "full scale"), ready (its weights are on this machine), hub_id, licence,
-    gigabytes, gated (the last four None where they say nothing).
+    Keys: name, kind ("shipped", "tiny", "full scale"), ready (the weight files of all its parts are on this machine;
+    their content is looked through by `load_model`), hub_id, licence, gigabytes, gated (the last four None where they
+    say nothing).
     """
     empty = {"hub_id": None, "licence": None, "gigabytes": None, "gated": None}
     rows = [
-        {"name": name, "kind": "shipped", "ready": (CHECKPOINTS / name / "model_index.json").is_file(), **empty}
+        {"name": name, "kind": "shipped", "ready": _has_weights(CHECKPOINTS / name), **empty}
         for name in shipped_models()
     ]
     rows += [{"name": name, "kind": "tiny", "ready": True, **empty} for name in TINY]
     for name, entry in FULL_SCALE.items():
         facts = {key: getattr(entry, key) for key in empty}
-        rows.append({"name": name, "kind": "full scale", "ready": _cached(entry) is not None, **facts})
+        rows.append({"name": name, "kind": "full scale", "ready": _cached(entry), **facts})
     return rows
 
 
@@ -202,21 +207,60 @@ def check_folder(folder: Path, remedy=None) -> str:
     remedy = remedy or _save_again
     if not folder.is_dir():
         raise ModelUnavailable(f"missing: {folder}\n{remedy(folder)}")
-    index = _read_json(folder / "model_index.json", remedy)
+    index = read_json(folder / "model_index.json", remedy)
     kind = str(index.get("_class_name"))
     if kind not in ADAPTERS:
         raise ValueError(f"{folder} holds a {kind}; there are adapters for {', '.join(ADAPTERS)}. "
                          "See the page 'Bring your own model'")
-    for part, value in index.items():
-        if isinstance(value, list) and value[1] is not None and part != "safety_checker":  # which is not loaded
-            _check_part(folder / part, value[1], remedy)
+    for part, part_kind in _parts(index):
+        _check_part(folder / part, part_kind, remedy)
     return kind
+
+
+def check_safetensors(path: Path, remedy) -> None:
+    """Refuse a safetensors file that is not there or not whole (header and length).
+
+    Raises:
+        ModelUnavailable: names the file; ``remedy(path)`` says how to restore it. Also for weights saved with a LoRA
+            adapter attached.
+    """
+    if not path.is_file():
+        raise ModelUnavailable(f"missing: {path}\n{remedy(path)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ModelUnavailable(f"damaged: {path} ({error})\n{remedy(path)}") from error
+    if any(".base_layer." in key for key in keys):  # diffusers would only warn, and start from random weights
+        raise ModelUnavailable(f"{path} was saved with a LoRA adapter attached. Save the base model before adding the "
+                               "adapter, and the adapter with save_lora")
+
+
+def read_json(path: Path, remedy) -> dict[str, Any]:
+    """A JSON file's value.
+
+    Raises:
+        ModelUnavailable: not there or not readable; names the file, and ``remedy(path)`` says how to restore it.
+    """
+    if not path.is_file():
+        raise ModelUnavailable(f"missing: {path}\n{remedy(path)}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"damaged: {path} ({error})\n{remedy(path)}") from error
+
+
+def git_checkout(path: Path) -> str:
+    """How to restore a shipped file or folder: a sentence with the command."""
+    root = CHECKPOINTS.parents[3]
+    shown = path.relative_to(root) if path.is_relative_to(root) else path
+    return f"It came with the repository. Restore it there: git checkout -- {shown.as_posix()}"
 
 
 # -- inner parts -------------------------------------------------------------------------------------------------------
 def _load_folder(folder: Path, name: str, device, dtype, settings: dict, remedy) -> PipelineModel:
     kind = check_folder(folder, remedy)
-    own = _read_json(folder / SETTINGS_FILE, remedy) if (folder / SETTINGS_FILE).exists() else {}
+    own = read_json(folder / SETTINGS_FILE, remedy) if (folder / SETTINGS_FILE).exists() else {}
     _check_settings(own, str(folder / SETTINGS_FILE))
     plain = any(not path.name.endswith(".fp16.safetensors") for path in folder.glob("*/*.safetensors"))
     try:
@@ -230,15 +274,12 @@ def _load_folder(folder: Path, name: str, device, dtype, settings: dict, remedy)
 
 def _check_complete(model: PipelineModel, folder: Path, remedy) -> None:
     """diffusers only warns when weights are missing from a file, and leaves them random."""
-    stored: set[str] = set()
-    for path in (folder / model.part).glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            stored.update(file.keys())
+    for name, part in model.pipeline.components.items():
+        missing = _missing_weights(part, folder / name) if isinstance(part, torch.nn.Module) else []
+        if missing:
+            raise ModelUnavailable(f"{folder / name} lacks {len(missing)} weights, among them {missing[0]}\n"
+                                   f"{remedy(folder / name)}")
     weights = model.network.state_dict()
-    missing = sorted(set(weights) - stored) if stored else []
-    if missing:
-        raise ModelUnavailable(f"{folder / model.part} lacks {len(missing)} weights, among them {missing[0]}\n"
-                               f"{remedy(folder / model.part)}")
     if sum(value.numel() for value in weights.values()) > FINITE_UP_TO:
         return
     for name, part in model.pipeline.components.items():
@@ -247,6 +288,26 @@ def _check_complete(model: PipelineModel, folder: Path, remedy) -> None:
         if broken:
             raise ModelUnavailable(f"damaged: {folder / name}, whose weights {broken[0]} are not finite\n"
                                    f"{remedy(folder / name)}")
+
+
+def _missing_weights(part: torch.nn.Module, folder: Path) -> list[str]:
+    """Names of the weights of a loaded part that no safetensors file of its folder holds, sorted."""
+    files = sorted(folder.glob("*.safetensors"))
+    stored: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            stored.update(file.keys())
+    weights = part.state_dict()
+    held = {value.data_ptr() for key, value in weights.items() if key in stored}  # tied weights are stored once
+    absent = {key for key, value in weights.items() if key not in stored and value.data_ptr() not in held}
+    if not stored or not absent:
+        return []
+    # Older files have other names, which the part's own class translates: its loader has the last word.
+    plain = any(not path.name.endswith(".fp16.safetensors") for path in files)
+    with no_progress_bars():
+        _, found = type(part).from_pretrained(
+            str(folder), variant=None if plain else "fp16", output_loading_info=True, local_files_only=True)
+    return sorted(found["missing_keys"])
 
 
 def _load_full_scale(name: str, device, dtype, download: bool, settings: dict) -> PipelineModel:
@@ -308,11 +369,54 @@ def _tiny_settings(name: str) -> dict[str, Any]:
     return settings
 
 
-def _cached(entry: FullScale) -> str | None:
+def _why_not_on_a_gpu(device: str | torch.device | None) -> str:
+    if not torch.accelerator.is_available():
+        return "there is no GPU to run it on"
+    return f"device {str(device)!r} was asked for although there is a GPU"
+
+
+def _cached(entry: FullScale) -> bool:
+    """Whether the hub's local cache holds what `load_model` reads of a published model."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(entry.hub_id, "model_index.json")
-    return path if isinstance(path, str) else None
+    return isinstance(path, str) and _has_weights(Path(path).parent, entry.variant)
+
+
+def _has_weights(folder: Path, variant: str | None = None) -> bool:
+    """Whether the weight files of each part that ``model_index.json`` names are there; their content is not read."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        return all(_has_part(folder / part, variant) for part, kind in _parts(index) if not _is_plain(kind))
+    except (OSError, ValueError):
+        return False
+
+
+def _has_part(folder: Path, variant: str | None) -> bool:
+    listed = sorted(folder.glob(f"*.safetensors.index.{variant}.json" if variant else "*.safetensors.index.json"))
+    if listed:
+        names = set(json.loads(listed[0].read_text(encoding="utf-8")).get("weight_map", {}).values())
+        return bool(names) and all((folder / name).is_file() for name in names)
+    found = folder.glob(f"*.{variant}.safetensors" if variant else "*.safetensors")
+    return any(path.is_file() and "-of-" not in path.name for path in found)  # shards need their list
+
+
+def _parts(index: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name, class) of the parts that ``model_index.json`` names and that are loaded."""
+    for part, value in index.items():
+        if isinstance(value, list) and value[1] is not None and part != "safety_checker":  # which is not loaded
+            yield part, value[1]
+
+
+def _is_plain(kind: str) -> bool:
+    """Whether a part of this class has no weights."""
+    return kind.endswith("Scheduler") or any(word in kind for word in ("Tokenizer", "Processor", "Extractor"))
+
+
+def _shipped_vocabulary() -> frozenset[str] | None:
+    """The words that the shipped models have seen, where the list lies beside them."""
+    path = CHECKPOINTS / VOCABULARY_FILE
+    return frozenset(read_json(path, git_checkout)["words"]) if path.is_file() else None
 
 
 def _check_part(folder: Path, kind: str, remedy) -> None:
@@ -320,58 +424,30 @@ def _check_part(folder: Path, kind: str, remedy) -> None:
     if not folder.is_dir():
         raise ModelUnavailable(f"missing: {folder}, the folder of {kind}\n{remedy(folder)}")
     for path in sorted(folder.glob("*.json")):
-        _read_json(path, remedy)
+        read_json(path, remedy)
     if "Tokenizer" in kind and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelUnavailable(f"missing: {folder}, the vocabulary of {kind} (one of {', '.join(TOKENIZER_FILES)})\n"
                                f"{remedy(folder)}")  # transformers would build one without words
-    if "Tokenizer" in kind or "Processor" in kind or "Extractor" in kind:
-        return
-    config = "scheduler_config.json" if kind.endswith("Scheduler") else "config.json"
-    _read_json(folder / config, remedy)
     if kind.endswith("Scheduler"):
+        read_json(folder / "scheduler_config.json", remedy)
+    if _is_plain(kind):
         return
+    read_json(folder / "config.json", remedy)
     weights = [folder / name for name in _weight_names(folder, remedy)]
     for path in weights:
         if not path.is_file():
             raise ModelUnavailable(f"missing: {path}, weights of {kind}\n{remedy(path)}")
         if path.suffix == ".safetensors":
-            _check_safetensors(path, remedy)
+            check_safetensors(path, remedy)
 
 
 def _weight_names(folder: Path, remedy) -> list[str]:
     """The weight files a part needs; the usual name if there is none."""
     for index in sorted(folder.glob("*.safetensors.index*.json")):
-        return sorted(set(_read_json(index, remedy).get("weight_map", {}).values()))
+        return sorted(set(read_json(index, remedy).get("weight_map", {}).values()))
     found = sorted(path.name for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}"))
     own = "model.safetensors" if folder.name.startswith("text_encoder") else "diffusion_pytorch_model.safetensors"
     return found or [own]
-
-
-def _check_safetensors(path: Path, remedy) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ModelUnavailable(f"damaged: {path} ({error})\n{remedy(path)}") from error
-    if any(".base_layer." in key for key in keys):  # diffusers would only warn, and start from random weights
-        raise ModelUnavailable(f"{path} was saved with a LoRA adapter attached. Save the base model before adding the "
-                               "adapter, and the adapter with save_lora")
-
-
-def _read_json(path: Path, remedy) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelUnavailable(f"missing: {path}\n{remedy(path)}")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelUnavailable(f"damaged: {path} ({error})\n{remedy(path)}") from error
-
-
-def _git_checkout(path: Path) -> str:
-    """How to restore a shipped file."""
-    root = CHECKPOINTS.parents[3]
-    shown = path.relative_to(root) if path.is_relative_to(root) else path
-    return f"It came with the repository. Restore it there: git checkout -- {shown.as_posix()}"
 
 
 def _save_again(path: Path) -> str:

@@ -90,6 +90,18 @@ def test_exercises_are_whole(path):
     assert len(folded) == len(solved)
 
 
+MOVABLE = ("Scrubber", "SliderGrid", "BeforeAfter", "LinePlotSlider", "GridSlider", "ScatterChooser", "SortableTable")
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_three_figures_to_move_and_five_exercises_with_checks(path):
+    """Figures are counted where they are made; one exercise of a chapter may be an open question, without a check."""
+    made = re.findall(rf"\b(?:{'|'.join(MOVABLE)})\(", path.read_text(encoding="utf-8"))
+    exercises = re.findall(r"^```\{exercise", path.read_text(encoding="utf-8"), re.M)
+    checks = re.findall(r"^check\(", path.read_text(encoding="utf-8"), re.M)
+    assert len(made) >= 3 and len(exercises) >= 5 and len(checks) >= len(exercises) - 1
+
+
 def test_table_of_contents_finds_chapters_of_every_part():
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     globs = {entry["glob"] for part in toc["parts"] for entry in part["chapters"] if "glob" in entry}

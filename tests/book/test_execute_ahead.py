@@ -1,6 +1,8 @@
 """Chapters run several at a time before the pages are read, and the pages show those runs."""
 
+import io
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import execute_ahead
@@ -9,6 +11,7 @@ import survey_book
 from notebooks import ONE_CELL
 from sphinx.application import Sphinx
 
+ROOT = Path(__file__).resolve().parents[2]
 # Each chapter ends only when the other has begun: one after the other they would wait in vain.
 MEET = """import os, pathlib, time
 folder = pathlib.Path({folder!r})
@@ -62,7 +65,10 @@ def test_two_chapters_run_at_the_same_time_and_once(tmp_path):
 def test_a_failing_chapter_is_reported_by_its_page(tmp_path):
     for name, code in (("a", "print('fine')"), ("b", "raise ValueError('broken on purpose')")):
         (tmp_path / f"{name}.md").write_text(ONE_CELL.format(title=name, code=code))
-    app = build(tmp_path)
+    said = io.StringIO()
+    app = build(tmp_path, said)
+    assert "b.md: WARNING: Executing notebook failed" in said.getvalue() and "a.md" not in said.getvalue()
+    assert "-W" in (ROOT / "Makefile").read_text().partition("jupyter-book build")[2].partition("\n")[0].split()
     assert app.env.nb_metadata["a"]["exec_data"]["succeeded"]
     assert "broken on purpose" in app.env.nb_metadata["b"]["exec_data"]["traceback"]
 

@@ -7,7 +7,6 @@ import import_graph
 import pytest
 from notebooks import ONE_CELL
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -29,13 +29,50 @@ def flow_prediction(sigma, shape=(2, 4, 3, 3)):
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("dynamics", [DDIM(1.0), CPS(0.7), FlowSDE(0.7), DanceSDE(0.3)])
+@pytest.mark.parametrize("dynamics", [dynamics for dynamics in ALL if repr(dynamics) != repr(DDIM(0.0))], ids=repr)
 def test_log_prob_is_that_of_torch_distributions(dynamics, reduction):
     transition = dynamics.transition(flow_prediction(0.8), 0.6)
     x_next = transition.sample(torch.randn(2, 4, 3, 3))
     density = torch.distributions.Normal(transition.mean, transition.std.expand_as(x_next)).log_prob(x_next)
     expected = getattr(density.flatten(1), reduction)(1)
     torch.testing.assert_close(transition.log_prob(x_next, reduction), expected)
+
+
+def density_of(mean, std, x_next):
+    return torch.distributions.Normal(mean, torch.as_tensor(std, dtype=mean.dtype)).log_prob(x_next).flatten(1).sum(1)
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_log_prob_of_ddpm_is_that_of_the_papers_normal(variance):
+    """arXiv 2006.11239: mean of algorithm 2, line 4; sigma_t² is beta_t, or beta_t (1 - abar_{t-1}) / (1 - abar_t)."""
+    x, epsilon, x_next = torch.randn(3, 2, 4, 3, dtype=torch.float64)
+    t = 600
+    before, now = VP.alphas_cumprod[t - 1], VP.alphas_cumprod[t]
+    beta = 1 - now / before
+    mean = (x - beta / (1 - now).sqrt() * epsilon) / (1 - beta).sqrt()
+    std = (beta if variance == "large" else beta * (1 - before) / (1 - now)).sqrt()
+    x_next = mean + std * x_next
+    transition = DDPM(variance).transition(Prediction(x, float(t), epsilon, "epsilon", VP), float(t - 1))
+    expected = density_of(mean, std, x_next)
+    torch.testing.assert_close(transition.log_prob(x_next, "sum"), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.truth
+def test_log_prob_of_the_turbo_sampler_is_that_of_euler_ancestral():
+    """diffusers' EulerAncestralDiscreteScheduler on y = x / a with k = s / a: y' = x0 + k_down eps + k_up z."""
+    x, epsilon, x_next = torch.randn(3, 2, 4, 3, dtype=torch.float64)
+    t, s = 999, 749
+    (a, noise), (a_next, noise_next) = (VP.coefficients(time) for time in (t, s))
+    k, k_next = noise / a, noise_next / a_next
+    up = (k_next**2 * (k**2 - k_next**2) / k**2).sqrt()
+    down = (k_next**2 - up**2).sqrt()
+    y = x / a
+    mean, std = a_next * (y + epsilon * (down - k)), a_next * up
+    x_next = mean + std * x_next
+    transition = TurboAncestral().transition(Prediction(x, float(t), epsilon, "epsilon", VP), float(s))
+    expected = density_of(mean, std, x_next)
+    torch.testing.assert_close(transition.log_prob(x_next, "sum"), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_log_prob_in_half_precision_is_computed_in_float32():

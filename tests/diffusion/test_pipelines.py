@@ -5,7 +5,12 @@ import logging
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from surveylib.diffusion.dynamics import DDIM
 from surveylib.diffusion.pipelines import ADAPTERS, from_pipeline
@@ -281,6 +286,21 @@ def test_initial_noise_is_the_pipelines(name):
         )
         theirs = model.pipeline._unpack_latents(packed, 32, 32, 4)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, DDIMScheduler])
+def test_initial_noise_is_what_the_scheduler_gives_the_network_first(scheduler, spacing):
+    pipeline = tiny_pipeline("tiny-sd")
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipeline.scheduler = scheduler(timestep_spacing=spacing, steps_offset=1, **betas)
+    ours = from_pipeline(pipeline).initial_noise(2, torch.Generator().manual_seed(3))
+    pipeline.scheduler.set_timesteps(4)
+    latents = pipeline.prepare_latents(
+        2, 4, 32, 32, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(3))
+    theirs = pipeline.scheduler.scale_model_input(latents, pipeline.scheduler.timesteps[0])
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_half_precision_network_takes_and_gives_float32():

@@ -120,8 +120,38 @@ def test_an_unknown_name_lists_what_exists():
 
 def test_shipped_models_load_by_name(shipped):
     assert load_model("shapes-sd").name == "shapes-sd"
-    rows = {row["name"]: row["ready"] for row in list_models()}
-    assert rows["shapes-sd"]
+    assert ready()["shapes-sd"]
+
+
+def ready():
+    return {row["name"]: row["ready"] for row in list_models()}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_shipped_model_without_a_weight_file_is_not_ready(shipped, part):
+    next((shipped / part).glob("*.safetensors")).unlink()
+    assert not ready()["shapes-sd"]
+
+
+def test_half_a_download_is_not_ready(saved, tmp_path, monkeypatch):
+    """Ready only when all parts are there, in the variant that is loaded, and all shards of a list."""
+    cache = shutil.copytree(saved / "tiny-sd", tmp_path / "sd1.5")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache",
+                        lambda hub_id, file: str(cache / file) if hub_id == FULL_SCALE["sd1.5"].hub_id else None)
+    assert not ready()["sd1.5"]  # the plain files, while "fp16" is loaded
+    for path in cache.glob("*/*.safetensors"):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    assert ready()["sd1.5"] and not ready()["sdxl"]
+    file = next((cache / "unet").glob("*.safetensors"))
+    shard = file.rename(file.with_name("diffusion_pytorch_model.fp16-00001-of-00002.safetensors"))
+    assert not ready()["sd1.5"]
+    listed = {"weight_map": {"a": shard.name, "b": shard.name.replace("00001", "00002")}}
+    (cache / "unet" / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text(json.dumps(listed))
+    assert not ready()["sd1.5"]
+    shutil.copy(shard, cache / "unet" / listed["weight_map"]["b"])
+    assert ready()["sd1.5"]
+    (cache / "model_index.json").unlink()
+    assert not ready()["sd1.5"]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "pointer", "empty"])
@@ -187,13 +217,42 @@ def test_a_weight_file_of_the_right_length_with_other_bytes(folder):
         load_model(folder)
 
 
-def test_missing_weights_inside_a_whole_file(folder):
-    path = next((folder / "unet").glob("*.safetensors"))
+@pytest.mark.parametrize(("part", "key"), [
+    ("unet", "conv_in.weight"), ("vae", "decoder.conv_in.weight"), ("text_encoder", "final_layer_norm.weight")])
+def test_missing_weights_inside_a_whole_file(folder, part, key):
+    path = next((folder / part).glob("*.safetensors"))
     state = load_file(path)
-    state.pop("conv_in.weight")
-    save_file(state, path)
-    with pytest.raises(ModelUnavailable, match=r"lacks 1 weights, among them conv_in.weight"):
+    state.pop(next(name for name in state if name.endswith(key)))
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=rf"{part} lacks 1 weights, among them .*{key}(.|\n)*save_pretrained"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "text_encoder_3"])
+def test_missing_weights_of_each_text_encoder(saved, tmp_path, part):
+    """The third is a T5, whose embedding is stored once and used under two names."""
+    path = shutil.copytree(saved / "tiny-sd3", tmp_path / "model") / part / "model.safetensors"
+    state = load_file(path)
+    gone = sorted(state)[-1]
+    state.pop(gone)
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=rf"{part} lacks .* weights"):
+        load_model(tmp_path / "model")
+
+
+def test_weights_under_older_names_are_not_missing(folder):
+    """Autoencoders were published with `key` for `to_k`; diffusers translates."""
+    path = next((folder / "vae").glob("*.safetensors"))
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(path)
+    for name in list(state):
+        new = name
+        for now, before in older.items():
+            new = new.replace(f".{now}.", f".{before}.") if "attentions" in name else new
+        state[new] = state.pop(name)
+    assert any(".proj_attn." in name for name in state)
+    save_file(state, path, metadata={"format": "pt"})
+    load_model(folder)
 
 
 def test_a_folder_saved_with_an_adapter_attached(tmp_path):
@@ -232,6 +291,45 @@ def test_full_scale_without_a_gpu_says_so_before_loading(name, no_gpu, monkeypat
     assert f"{FULL_SCALE[name].gigabytes:g} GB" in str(error.value) and "allow_cpu=True" in str(error.value)
     rehearsal = str(error.value).split("load_model('")[-1].split("'")[0]
     assert type(tiny_pipeline(rehearsal)).__name__ == FULL_SCALE[name].pipeline
+
+
+@pytest.mark.parametrize(("gpu", "device", "words"), [
+    (False, None, "there is no GPU to run it on"), (False, "cpu", "there is no GPU to run it on"),
+    (True, "cpu", "device 'cpu' was asked for although there is a GPU")])
+def test_the_reason_against_a_full_scale_model_is_the_true_one(gpu, device, words, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    with pytest.raises(ModelUnavailable) as error:
+        load_model("sdxl", device=device)
+    assert words in str(error.value) and ("no GPU" in str(error.value)) is not gpu
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def knows_shapes(shipped):
+    (shipped.parent / zoo.VOCABULARY_FILE).write_text(json.dumps({"words": ["a", "red", "circle", "and"]}))
+    return load_model("shapes-sd")
+
+
+def warned(call):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return [(str(warning.message), warning.filename) for warning in found]
+
+
+def test_words_that_a_shipped_model_never_saw_are_named_once(knows_shapes):
+    texts = ["a red unicorn", "A unicorn, and a circle.", ""]
+    [(message, file)] = warned(lambda: knows_shapes.encode(texts, "ugly"))
+    assert "words that shapes-sd never saw: unicorn, ugly." in message and "a, and, circle, red" in message
+    assert file == __file__
+    assert warned(lambda: knows_shapes.encode(texts)) == []  # these were named
+    [(message, _)] = warned(lambda: knows_shapes.encode(["a unicorn and a dragon"]))
+    assert "never saw: dragon." in message
+
+
+def test_known_words_and_the_empty_prompt_are_not_warned_of(knows_shapes, folder):
+    assert warned(lambda: knows_shapes.encode(["a red circle", "", "A circle, and a circle."])) == []
+    assert warned(lambda: load_model(folder).encode(["a unicorn"])) == []  # who knows what it has seen
 
 
 def test_the_shipped_clip_model_draws_nothing():

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from surveylib.diffusion.zoo import git_checkout
 from surveylib.rewards.contract import Reward
 from surveylib.rewards.learned.model import LearnedReward, RewardModel
 from surveylib.rewards.learned.trunk import Trunk, load_trunk
@@ -42,28 +43,44 @@ def read_reward(folder: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """What `write_reward` wrote.
 
     Raises:
-        FileNotFoundError: no learned reward there. ValueError: damaged, half written or of another format.
+        FileNotFoundError: no learned reward there, or its weight file is missing.
+        ValueError: damaged, half written or of another format.
+        All of them name the file and what restores it.
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).is_file():
-        raise FileNotFoundError(f"no learned reward in {folder}: {DESCRIPTION} is missing. Shipped rewards: "
-                                f"{', '.join(shipped_rewards()) or 'none'}")
+        remedy = f"{_remedy(folder / DESCRIPTION)}\n" if folder.name in shipped_rewards() else ""
+        raise FileNotFoundError(f"no learned reward in {folder}: {DESCRIPTION} is missing. {remedy}"
+                                f"Shipped rewards: {', '.join(shipped_rewards()) or 'none'}")
+    if not (folder / TENSORS).is_file():
+        raise FileNotFoundError(f"missing: {folder / TENSORS}, the weights of a learned reward. "
+                                f"{_remedy(folder / TENSORS)}")
+    file = folder / DESCRIPTION
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        data = (folder / TENSORS).read_bytes()
+        description = json.loads(file.read_text(encoding="utf-8"))
+        file = folder / TENSORS
+        data = file.read_bytes()
         tensors = load(data)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ValueError(f"the learned reward in {folder} is damaged: {error}") from error
+        raise ValueError(f"damaged: {file} ({error}). {_remedy(file)}") from error
     if description.get("format") != FORMAT:
         raise ValueError(f"{folder / DESCRIPTION} has format {description.get('format')}; this version reads {FORMAT}")
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
-        raise ValueError(f"{folder / TENSORS} is not the file that {DESCRIPTION} was written for: save it again")
+        raise ValueError(f"damaged: {folder / TENSORS} is not the file that {DESCRIPTION} was written for. "
+                         f"{_remedy(folder)}")
     return description, tensors
 
 
+def _remedy(path: Path) -> str:
+    """How to restore a file or folder of a reward: the command for a shipped one."""
+    if path.resolve().is_relative_to(CHECKPOINTS.resolve()):
+        return git_checkout(path)
+    return "Train it again and save it again, or copy the folder again from where it came from"
+
+
 def shipped_rewards() -> list[str]:
-    """Names of the shipped learned rewards, sorted."""
-    return sorted(path.parent.name for path in CHECKPOINTS.glob(f"*/{DESCRIPTION}"))
+    """Names of the shipped learned rewards, sorted; also of one that has lost one of its two files."""
+    return sorted({path.parent.name for file in (DESCRIPTION, TENSORS) for path in CHECKPOINTS.glob(f"*/{file}")})
 
 
 def save_learned(model: nn.Module, folder: str | Path, name: str = "", facts: dict | None = None) -> None:
@@ -128,7 +145,8 @@ def load_learned(folder: str | Path, trunk: Trunk | None = None) -> Reward:
         The reward, in evaluation mode, weights frozen; the gradient reaches the pixels.
 
     Raises:
-        FileNotFoundError: nothing there, or its trunk is missing. ValueError: damaged, or another trunk.
+        FileNotFoundError: nothing there, or a file of it or of its trunk is missing. ValueError: damaged, or another
+            trunk. ModelUnavailable: its trunk is damaged.
     """
     path = Path(folder)
     if not path.is_dir() and str(folder) in shipped_rewards():

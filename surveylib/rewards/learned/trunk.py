@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
 import surveylib.worlds.shapes as shapes
-from surveylib.diffusion.zoo import no_progress_bars
+from surveylib.diffusion.zoo import git_checkout, no_progress_bars
+from surveylib.worlds.shapes.caption_choice import CLIP_TEXTS, CLIP_WEIGHTS, check_clip
 
 SHAPES_CLIP = "shapes-clip"
 TRAIN_SHAPES_CLIP = "python -m surveylib.worlds.shapes.pretrain.clip --out runs/shapes-clip"
@@ -175,25 +176,26 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def shapes_clip_folder() -> Path:
-    """Folder of the shipped `shapes-clip`.
+    """Folder of the shipped `shapes-clip`, after a look through its files.
 
     Raises:
-        FileNotFoundError: it is not there; the message gives the command that trains it.
+        FileNotFoundError: a file is not there; the message names it and gives the commands that restore or train it.
+        ModelUnavailable: a file is damaged; the message names it and the command that restores it.
     """
     folder = Path(shapes.__file__).parent / "checkpoints" / SHAPES_CLIP
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{SHAPES_CLIP} is not in {folder}. Restore it with git checkout, or train it ({TRAIN_SHAPES_CLIP}) and "
-            "copy its folder `model` there"
-        )
-    return folder
+    gone = [folder / name for name in (*CLIP_TEXTS, CLIP_WEIGHTS) if not (folder / name).is_file()]
+    if gone:
+        raise FileNotFoundError(f"missing: {gone[0]}, a file of {SHAPES_CLIP}. {git_checkout(gone[0])}\nOr train it "
+                                f"({TRAIN_SHAPES_CLIP}) and copy its folder `model` to {folder}")
+    return check_clip(folder)
 
 
 def load_trunk(name: str | Path = SHAPES_CLIP, unlock: tuple[int, int] = (0, 0)) -> Trunk:
     """The trunk of a name: "shapes-clip", a folder, or a hub id such as "laion/CLIP-ViT-H-14-laion2B-s32B-b79K".
 
     Raises:
-        FileNotFoundError: shapes-clip is missing. OSError: a folder or hub id has no CLIPModel.
+        FileNotFoundError: a file of shapes-clip is missing. ModelUnavailable: one is damaged.
+        OSError: a folder or hub id has no CLIPModel.
         ValueError: `unlock` does not fit.
     """
     source = shapes_clip_folder() if str(name) == SHAPES_CLIP else name

@@ -94,7 +94,7 @@ DiffusionDPO.PRESETS = {
         DiffusionDPOConfig(beta=5000.0),
         Training(epochs=2000, samples=2048, lr=2.05e-5, weight_decay=1e-2, warmup=500, lora_rank=None, micro_batch=1,
                  sample_batch=8, autocast="float16"),
-        model="sd1.5", reward="pickapic",
+        model="sd1.5", reward="pickapic_v2",
         source="arXiv 2311.12908 and SalesforceAIResearch/DiffusionDPO launchers (16 GPUs; lr 1e-8 times 2048); here "
                "at most 10,000 records are read (alignment/preferences.py, MOST), up to 20,000 pictures: 16 GB kept, "
                "several times 63 GB while they are read",
@@ -104,7 +104,7 @@ DiffusionDPO.PRESETS = {
         DiffusionDPOConfig(beta=5000.0),
         Training(epochs=500, samples=128, lr=1e-5, weight_decay=1e-2, warmup=50, lora_rank=16, micro_batch=4,
                  sample_batch=8, autocast="bfloat16"),
-        model="sd1.5", reward="pickapic", source="ours: the paper's setting cut to one 24 GB card",
+        model="sd1.5", reward="pickapic_v2", source="ours: the paper's setting cut to one 24 GB card",
         cost="128 pairs an update, 500 updates",
     ),
     "toy": Preset(

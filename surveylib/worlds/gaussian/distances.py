@@ -37,6 +37,8 @@ def sliced_wasserstein(
 ) -> float:
     """Sliced Wasserstein-p distance of two samples (n, d) and (m, d), in the units of x. Exact W_p for d = 1.
 
+    The quantile functions of the samples are steps; they are compared on each piece on which both are constant.
+
     Mean over random directions of the p-th power of the 1-D distance, then the p-th root (arXiv 1902.00434, eq. 8).
     """
     x, y = x.double().cpu(), y.double().cpu()
@@ -46,15 +48,22 @@ def sliced_wasserstein(
     else:
         directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
         directions = directions / directions.norm(dim=0)
-    n = max(len(x), len(y))
-    quantiles = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    quantile_x, quantile_y = (_quantiles((z @ directions).sort(0).values, quantiles) for z in (x, y))
-    return float(((quantile_x - quantile_y).abs() ** p).mean() ** (1 / p))
+    rows_x, rows_y, widths = _pieces(len(x), len(y))
+    quantile_x, quantile_y = ((z @ directions).sort(0).values[rows] for z, rows in ((x, rows_x), (y, rows_y)))
+    powers = (quantile_x - quantile_y).abs() ** p  # (pieces, projections)
+    return float((widths @ powers).mean() ** (1 / p))
 
 
-def _quantiles(ordered: Tensor, levels: Tensor) -> Tensor:
-    """The step-function quantiles of sorted columns (n, k) at levels in (0, 1)."""
-    return ordered[(levels * len(ordered)).floor().long().clamp(max=len(ordered) - 1)]
+def _pieces(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pieces of (0, 1) on which the quantile functions of n and of m points are constant.
+
+    Returns:
+        rows of the n and of the m sorted points (int64), and widths (float64, sum 1), all (pieces,). Ends are counted
+        in units of 1 / (n m), so that equal ones are equal.
+    """
+    ends = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
+    left = ends[:-1]
+    return left // m, left // n, ends.diff().double() / (n * m)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,13 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
+from surveylib.diffusion.zoo import ModelUnavailable, check_safetensors, git_checkout, read_json
 from surveylib.worlds.shapes.data import change_one, scene_for
 from surveylib.worlds.shapes.prompts import ALL_CATEGORIES, Spec, is_held_out, realise, sample_spec
 from surveylib.worlds.shapes.render import render
 
+CLIP_TEXTS = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+CLIP_WEIGHTS = "model.safetensors"
 KINDS = ("shape", "colour", "size", "count", "relation", "background")
 
 
@@ -80,9 +83,24 @@ def caption_choice(model: CLIPModel, processor: CLIPProcessor, n: int = 500, see
     return {name: {"rate": float(np.mean(values)), "n": len(values)} for name, values in table.items()}
 
 
+def check_clip(folder: Path) -> Path:
+    """The folder of the shipped `shapes-clip`, after a look through its files.
+
+    Raises:
+        ModelUnavailable: names the first file that is missing or damaged, and the command that restores it.
+    """
+    for name in CLIP_TEXTS:
+        read_json(folder / name, git_checkout)
+    check_safetensors(folder / CLIP_WEIGHTS, git_checkout)
+    return folder
+
+
 def main() -> None:
-    """Print the table of the shipped shapes-clip."""
-    folder = Path(__file__).parent / "checkpoints" / "shapes-clip"
+    """Print the table of the shipped shapes-clip, or in one line what is wrong with its files."""
+    try:
+        folder = check_clip(Path(__file__).parent / "checkpoints" / "shapes-clip")
+    except ModelUnavailable as error:
+        raise SystemExit(f"error: {error}") from None
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     for kind, row in caption_choice(model, processor, 2000).items():
         print(f"{kind:12} {100 * row['rate']:5.1f} %  of {row['n']}")

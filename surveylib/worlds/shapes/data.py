@@ -29,7 +29,9 @@ from surveylib.worlds.shapes.scenes import (
     place,
 )
 
-# Share of training examples with each flaw; they are drawn independently.
+# Share of the training examples on which each flaw is tried, drawn independently. Those of pictures always come about.
+# Those of captions do not where there is nothing to alter or the altered caption would be held out; the card of a model
+# gives the measured share beside.
 FLAWS = {
     "wrong caption": 0.10,  # one attribute of the caption is not the picture's
     "incomplete caption": 0.15,  # an attribute or a thing of the picture is not named

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 from clip_for_tests import embeddings, examples, make_trunk, planted_pairs, utility
 
-from surveylib.rewards.learned import aesthetic, load_learned, mps
+import surveylib.worlds.shapes as shapes
+from surveylib import cli
+from surveylib.diffusion.zoo import ModelUnavailable
+from surveylib.rewards.learned import aesthetic, load_learned, mps, store
 from surveylib.rewards.learned.evaluate import ceiling, evaluate_reward
 from surveylib.rewards.learned.model import LearnedReward, RewardModel
 from surveylib.rewards.learned.store import DESCRIPTION, TENSORS, save_learned
@@ -19,7 +23,8 @@ from surveylib.rewards.learned.train import (
     rate_at,
     train_reward,
 )
-from surveylib.rewards.learned.trunk import load_trunk
+from surveylib.rewards.learned.trunk import load_trunk, shapes_clip_folder
+from surveylib.rewards.registry import load_reward
 
 SHORT = RewardConfig(steps=6, batch=16, micro=8, lr=1e-3, head_lr=1e-3, warmup=2, every=2)
 
@@ -241,13 +246,49 @@ def test_damaged_folders_are_named(tmp_path):
         load_learned(tmp_path / "r", make_trunk())
     (tmp_path / "r" / DESCRIPTION).write_text(json.dumps(description))
     (tmp_path / "r" / TENSORS).write_bytes(b"short")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=rf"damaged: .*{TENSORS}(.|\n)*save it again"):
         load_learned(tmp_path / "r", make_trunk())
 
 
-def test_a_missing_shapes_clip_says_what_to_run(tmp_path, monkeypatch):
-    import surveylib.worlds.shapes as shapes
+SHIPPED = store.CHECKPOINTS / "shapes-pickscore"
 
+
+def broken(path, damage):
+    data = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("file", [DESCRIPTION, TENSORS])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_shipped_reward_names_the_file_and_the_command(file, damage, tmp_path, monkeypatch):
+    folder = shutil.copytree(SHIPPED, tmp_path / "shapes-pickscore")
+    monkeypatch.setattr(store, "CHECKPOINTS", tmp_path)
+    broken(folder / file, damage)
+    with pytest.raises(FileNotFoundError if damage == "missing" else ValueError) as error:
+        load_reward("shapes-pickscore")
+    assert f"git checkout -- {folder / file}" in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_damaged_shapes_clip_names_the_file_and_the_command(damage, tmp_path, monkeypatch, capsys):
+    """Also through a reward that stands on it, and on the command line."""
+    folder = shutil.copytree(shapes_clip_folder(), tmp_path / "checkpoints" / "shapes-clip")
+    monkeypatch.setattr(shapes, "__file__", str(tmp_path / "__init__.py"))
+    broken(folder / "model.safetensors", damage)
+    wanted = f"git checkout -- {folder / 'model.safetensors'}"
+    for load in (load_trunk, shapes_clip_folder, lambda: load_learned("shapes-pickscore")):
+        with pytest.raises(FileNotFoundError if damage == "missing" else ModelUnavailable) as error:
+            load()
+        assert wanted in str(error.value) and ("pretrain.clip" in str(error.value)) == (damage == "missing")
+    monkeypatch.setattr("sys.argv", ["surveylib", "align", "ddpo", "--scale", "rehearsal", "--reward",
+                                     "shapes-pickscore", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert "error: " in said and wanted in said and "Traceback" not in said
+
+
+def test_a_missing_shapes_clip_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(FileNotFoundError, match=r"pretrain\.clip"):
         load_trunk("shapes-clip")

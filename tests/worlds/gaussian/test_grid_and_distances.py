@@ -63,6 +63,21 @@ def test_wasserstein_in_one_dimension_is_the_closed_form():
     assert shifted == pytest.approx(0.3, rel=1e-3)
 
 
+@pytest.mark.truth
+def test_wasserstein_of_three_and_two_points_by_hand():
+    """Quantiles 0, 3, 6 on thirds and 0, 2 on halves: they differ by 0, 3, 1, 4 on pieces of 1/3, 1/6, 1/6, 1/3."""
+    x, y = torch.tensor([[3.0], [0.0], [6.0]]), torch.tensor([[2.0], [0.0]])
+    assert sliced_wasserstein(x, y, p=1) == pytest.approx(2.0, rel=1e-12)
+    assert sliced_wasserstein(y, x, p=2) == pytest.approx(math.sqrt(7.0), rel=1e-12)
+
+
+def test_wasserstein_of_equal_sizes_pairs_the_sorted_points():
+    x, y = torch.randn(50, 1, generator=seeded(1)).double(), torch.randn(50, 1, generator=seeded(2)).double()
+    paired = float((x.sort(0).values - y.sort(0).values).square().mean().sqrt())
+    assert sliced_wasserstein(x, y) == pytest.approx(paired, rel=1e-12)
+    assert sliced_wasserstein(x, y.repeat(3, 1)) == pytest.approx(paired, rel=1e-12)  # the same distribution
+
+
 def test_sliced_wasserstein_of_a_shift_in_two_dimensions():
     x = ring().sample(200, seeded())
     moved = sliced_wasserstein(x, x + torch.tensor([0.6, 0.8]), projections=2000, generator=seeded())

@@ -1,7 +1,9 @@
 """Pre-training: resumable to the bit, and the parts whose mathematics can be checked."""
 
+import argparse
 import copy
 import dataclasses
+import inspect
 import math
 import warnings
 from pathlib import Path
@@ -26,7 +28,7 @@ from surveylib.worlds.shapes.pretrain.attributes import (
     said_labels,
 )
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, oversample, rows
-from surveylib.worlds.shapes.pretrain.loop import LoopConfig, learning_rate, train
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, learning_rate, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_labelled_pool, make_pool
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
 from surveylib.worlds.shapes.pretrain.text import LENGTH, build_tokenizer, text_config, token_ids
@@ -46,7 +48,7 @@ def tokenizer(examples):
     return build_tokenizer(examples[1])
 
 
-def run(folder, config=CONFIG, stop_after=None):
+def run(folder, config=CONFIG, stop_after=None, options=None):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
@@ -54,7 +56,7 @@ def run(folder, config=CONFIG, stop_after=None):
         x = torch.randn(config.batch, 3, generator=generator)
         return (net(x) - x.sum(1, keepdim=True)).square().mean(), {}
 
-    for row in train(net, loss, config, folder):
+    for row in train(net, loss, config, folder, options):
         if row["step"] == stop_after:
             return None
     return net.state_dict()
@@ -70,8 +72,40 @@ def test_a_stopped_run_resumed_ends_in_the_same_bits(tmp_path):
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
     run(tmp_path / "a", stop_after=4)
-    with pytest.raises(ValueError, match="another configuration"):
+    with pytest.raises(ValueError, match=r"another configuration: lr is 0\.05 there and 0\.1 here"):
         run(tmp_path / "a", dataclasses.replace(CONFIG, lr=0.1))
+
+
+def test_options_that_decide_the_data_are_part_of_the_configuration(tmp_path):
+    options = {"latents": 80, "oversample": ["black", "2"], "init": None}
+    whole = run(tmp_path / "whole", options=options)
+    run(tmp_path / "a", stop_after=4, options=options)
+    for name, value in (("latents", 40), ("oversample", None), ("init", "runs/before")):
+        with pytest.raises(ValueError, match="another configuration") as error:
+            run(tmp_path / "a", options=options | {name: value})
+        assert f"{name} is {options[name]!r} there and {value!r} here" in str(error.value)
+    with pytest.raises(ValueError, match="latents is 80 there and None here"):
+        run(tmp_path / "a")
+    again = run(tmp_path / "a", options=options)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_a_checkpoint_from_before_the_options_were_kept_is_gone_on_with(tmp_path):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "a", stop_after=4)  # which keeps none
+    again = run(tmp_path / "a", options={"latents": 80})
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+def test_where_a_script_runs_and_how_fast_is_no_part_of_the_configuration():
+    args = argparse.Namespace(out=Path("runs/x"), device="cpu", bfloat16=True, compile=False, steps=5, init=Path("a/b"),
+                              attributes=0.2, oversample=["black", "2"])
+    assert deciding(args) == {"steps": 5, "init": "a/b", "attributes": 0.2, "oversample": ["black", "2"]}
+
+
+@pytest.mark.parametrize("script", [autoencoder, clip, decoder, sd, sd3])
+def test_every_script_keeps_its_options(script):
+    assert "deciding(args)" in inspect.getsource(script.main)
 
 
 def test_learning_rate_warms_up_and_ends_near_zero():

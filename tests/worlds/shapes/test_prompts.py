@@ -1,8 +1,11 @@
+import json
 import warnings
 
 import numpy as np
 import pytest
 
+from surveylib.diffusion.zoo import CHECKPOINTS, VOCABULARY_FILE
+from surveylib.worlds.shapes.pretrain.text import vocabulary_text
 from surveylib.worlds.shapes.prompts import (
     ALL_CATEGORIES,
     HELD_OUT_SHARE,
@@ -61,6 +64,12 @@ def test_two_groups_and_a_relation_have_one_key_in_both_orders():
     assert Spec((a, b)).key == Spec((b, a)).key
     assert Spec((a, b), "left of").key == Spec((b, a), "right of").key
     assert Spec((a, b), "left of").key != Spec((b, a), "left of").key
+
+
+def test_the_list_beside_the_shipped_models_is_the_grammars():
+    """The zoo stands below the worlds and reads this file."""
+    assert (CHECKPOINTS / VOCABULARY_FILE).read_text() == vocabulary_text(), "write it anew: text.vocabulary_text()"
+    assert set(json.loads(vocabulary_text())["words"]) == VOCABULARY
 
 
 def test_unknown_words_warn_and_are_passed_over():

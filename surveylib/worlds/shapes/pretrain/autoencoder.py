@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from surveylib.worlds.shapes.pretrain.latents import rows
-from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, train
 from surveylib.worlds.shapes.pretrain.pool import Pool, make_pool
 
 CONFIG = LoopConfig(steps=7000, batch=16, lr=2e-3, warmup=100, clip=5.0, every=500)
@@ -92,7 +92,7 @@ def main() -> None:
         return loss_of(vae, pictures, generator)
 
     with tqdm(total=config.steps, desc="autoencoder", mininterval=10) as bar:
-        for row in train(vae, loss, config, args.out):
+        for row in train(vae, loss, config, args.out, deciding(args)):
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:
                 bar.set_postfix(psnr=f"{row['psnr']:.2f}", kl=f"{row['kl']:.2f}")

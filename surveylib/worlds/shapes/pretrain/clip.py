@@ -36,7 +36,7 @@ from surveylib.worlds.shapes.pretrain.attributes import (
     said_labels,
 )
 from surveylib.worlds.shapes.pretrain.latents import rows
-from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, train
 from surveylib.worlds.shapes.pretrain.pool import make_labelled_pool
 from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
 from surveylib.worlds.shapes.prompts import parse, realise
@@ -186,7 +186,7 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     with tqdm(total=config.steps, desc="shapes-clip", mininterval=10) as bar:
-        for row in train(nets, loss, config, args.out / "run"):
+        for row in train(nets, loss, config, args.out / "run", deciding(args)):
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:
                 bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrast", "hard", "reading")})

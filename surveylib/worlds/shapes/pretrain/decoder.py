@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from surveylib.worlds.shapes.pretrain.autoencoder import POOL, psnr, standardise
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, rows
-from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, train
 from surveylib.worlds.shapes.pretrain.pool import make_pool
 
 CONFIG = LoopConfig(steps=4000, batch=16, lr=1e-3, warmup=100, clip=5.0, every=250)
@@ -95,7 +95,7 @@ def main() -> None:
         return loss_of(vae, pictures, args.cells, args.whole, generator, args.encoder)
 
     with tqdm(total=config.steps, desc="decoder", mininterval=10) as bar:
-        for row in train(vae, loss, config, args.out / "run"):
+        for row in train(vae, loss, config, args.out / "run", deciding(args)):
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:
                 bar.set_postfix(psnr=f"{row['psnr']:.2f}")

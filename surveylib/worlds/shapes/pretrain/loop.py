@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from surveylib.runs.checkpoint import load_checkpoint, save_checkpoint
 from surveylib.runs.ema import EMA
+
+SURROUNDINGS = ("out", "device", "bfloat16", "compile")  # where a run writes and computes, and how fast
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,55 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def deciding(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a script that decide data and loss, as JSON values: all but `SURROUNDINGS`, paths as given."""
+    return {name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items() if name not in SURROUNDINGS}
+
+
+def check_same(found: dict[str, Any], config: LoopConfig, options: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on with a checkpoint of another configuration. Options that an older checkpoint lacks pass.
+
+    Raises:
+        ValueError: names what differs, with both values.
+    """
+    now = options | asdict(config)
+    names = [name for name in now if name in found or name in asdict(config)]
+    names += [name for name in found if name not in now]
+    differ = [f"{name} is {found.get(name)!r} there and {now.get(name)!r} here"
+              for name in names if found.get(name) != now.get(name)]
+    if differ:
+        raise ValueError(f"{folder} holds a run of another configuration: {'; '.join(differ)}. Choose another folder, "
+                         "or give the same options to go on with that run")
+
+
 def train(
     module: nn.Module,
     loss: Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]],
     config: LoopConfig,
     folder: str | Path,
+    options: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """Train `module` and yield {"step", "loss", "seconds", ...} after each step.
+    """Train `module` in place and yield {"step", "loss", "seconds", ...} after each step.
 
     Args:
-        module: what is trained; its weights are changed in place.
         loss: (step, generator) -> (scalar loss, metrics). Data and noise must depend on these two alone, so that a
             resumed run repeats an uninterrupted one.
         config: the schedule.
-        folder: run folder; holds `checkpoint/` and `metrics.jsonl`. A checkpoint found there is resumed, a different
-            configuration in it is refused.
+        folder: run folder; holds `checkpoint/` and `metrics.jsonl`. A checkpoint found there is resumed.
+        options: JSON values of whatever else decides data and loss (`deciding`); kept in the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint found is of another configuration or of other options.
     """
-    folder = Path(folder)
+    folder, options = Path(folder), options or {}
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.decay, fused=True)
     ema = EMA(module, config.ema) if config.ema else None
     start, seconds = 0, 0.0
     found = load_checkpoint(folder / "checkpoint")
     if found is not None:
-        if found["config"] != asdict(config):
-            raise ValueError(f"{folder} holds a run of another configuration, {found['config']}; choose another folder")
+        check_same(found["config"], config, options, folder)
         module.load_state_dict(found["module"])
         optimiser.load_state_dict(found["optimiser"])
         if ema:
@@ -92,8 +120,9 @@ def train(
         last = step + 1 == config.steps
         row = {"step": step + 1, "loss": value.item(), "norm": norm.item(), "seconds": round(seconds, 2), **metrics}
         if (step + 1) % config.every == 0 or last:
-            state = {"config": asdict(config), "module": module.state_dict(), "optimiser": optimiser.state_dict()}
-            state |= {"ema": ema.state_dict() if ema else None, "step": step + 1, "seconds": seconds}
+            state = {"config": options | asdict(config), "step": step + 1, "seconds": seconds}
+            average = ema.state_dict() if ema else None
+            state |= {"module": module.state_dict(), "optimiser": optimiser.state_dict(), "ema": average}
             save_checkpoint(folder / "checkpoint", state)
         if (step + 1) % 50 == 0 or last:
             with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:

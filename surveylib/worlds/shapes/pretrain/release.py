@@ -2,7 +2,9 @@
 
     python -m surveylib.worlds.shapes.pretrain.release shapes-sd --run runs/shapes-sd --hardware "2 CPU cores"
 
-The card's numbers come from the run's `metrics.jsonl`, from the judge and from a timing made here; nothing is typed in.
+The card's numbers come from the run's `metrics.jsonl`, from the judge and from a timing made here; `--hardware` and
+`--note` are typed in. The folder is made in the run's own (`RUN/release/NAME`) and takes the place of the shipped one
+when all is measured: a run that stops before leaves the shipped model as it was.
 A new model's scores do not say yet which judge gave them: `python -m surveylib.evaluation.rejudge shapes-sd` scores a
 shipped model again and adds the judge's version, and so it does after a change of the judge.
 """
@@ -11,20 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from surveylib.diffusion.rollout import sample
-from surveylib.diffusion.zoo import load_model
+from surveylib.diffusion.zoo import VOCABULARY_FILE, load_model
 from surveylib.worlds.shapes import suites
 from surveylib.worlds.shapes.caption_choice import caption_choice
-from surveylib.worlds.shapes.data import FLAWS, stream
+from surveylib.worlds.shapes.data import FLAWS, example, stream
 from surveylib.worlds.shapes.pretrain import clip
 from surveylib.worlds.shapes.pretrain.autoencoder import psnr
+from surveylib.worlds.shapes.pretrain.text import vocabulary_text
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 KINDS = {
@@ -76,12 +81,21 @@ def table_of(scores: suites.Scores) -> dict[str, dict[str, float]]:
     }
 
 
-def measure(name: str, run: Path, hardware: str, per_category: int = 110) -> dict:
-    """All facts of the card; per_category: held-out prompts of a category, 4/11 of it on the other suite."""
-    model = load_model(name)
+def flaw_shares(n: int = 4000, seed: int = 90_002) -> dict[str, float]:
+    """Share of `n` drawn training examples that have each flaw of `FLAWS`; less than tried for those of captions."""
+    rng = np.random.default_rng(seed)
+    examples = [example(rng) for _ in range(n)]
+    return {flaw: round(sum(flaw in e.flaws for e in examples) / n, 4) for flaw in FLAWS}
+
+
+def measure(folder: Path, run: Path, hardware: str, per_category: int = 110) -> dict:
+    """All facts of the card of the model in `folder`, whose name is the model's; per_category: held-out prompts of a
+    category, 4/11 of it on the other suite."""
+    name, model = folder.name, load_model(folder.absolute())
     facts = {"name": name, "kind": KINDS[name], "hardware": hardware, "training": training_facts(run / "run")}
     facts["parameters"] = {k: sum(p.numel() for p in v.parameters()) for k, v in model.pipeline.components.items()
                            if isinstance(v, torch.nn.Module)}
+    facts["flaws"] = flaw_shares()
     facts["psnr"] = round(reconstruction(model), 2)
     facts["seconds for 64 pictures at 20 steps"] = round(seconds_for_64(model), 2)
     return facts | scored(model, per_category)
@@ -102,10 +116,17 @@ def scored(model, per_category: int = 110) -> dict:
     return facts
 
 
+def _flaw_line(flaw: str, shares: dict[str, float] | None) -> str:
+    """A line of the card: the rate at which a flaw is tried, and the measured share where the facts have it."""
+    if shares is None:
+        return f"- {flaw}: {100 * FLAWS[flaw]:.0f} %"
+    return f"- {flaw}: tried on {100 * FLAWS[flaw]:.0f} % of the examples, {100 * shares[flaw]:.1f} % have it"
+
+
 def card(facts: dict) -> str:
     """The model card as Markdown."""
     name, training = facts["name"], facts["training"]
-    rates = "\n".join(f"- {flaw}: {100 * rate:.0f} %" for flaw, rate in FLAWS.items())
+    rates = "\n".join(_flaw_line(flaw, facts.get("flaws")) for flaw in FLAWS)
     parts = ", ".join(f"{k} {v / 1e6:.2f} M" for k, v in facts["parameters"].items())
     tables = []
     for suite in ("held-out", "generalisation"):
@@ -186,11 +207,37 @@ Repeat: `python -m surveylib.worlds.shapes.caption_choice`.
 """
 
 
-def release_clip(run: Path, hardware: str, note: str | None, questions: int = 2000) -> None:
-    """Copy shapes-clip among the shipped models, measure it, write scores and card."""
-    target = CHECKPOINTS / "shapes-clip"
+def staged(run: Path, name: str, trained: str) -> Path:
+    """A copy of the trained folder in the run's own, `RUN/release/NAME`; an older one there goes."""
+    target = run / "release" / name
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(run / "model", target)
+    return Path(shutil.copytree(run / trained, target))
+
+
+def ship(folder: Path) -> None:
+    """Put a finished folder in the place of the shipped model of its name; if copying fails, the old one stays.
+
+    Raises:
+        FileNotFoundError: its scores or its card are missing; nothing is changed.
+    """
+    for name in ("scores.json", "README.md"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: measure the model before it is shipped")
+    target = CHECKPOINTS / folder.name
+    # Beside the folder of models and on the same disk: what lies among them is taken for a model.
+    new, old = (CHECKPOINTS.parent / f"{folder.name}.{word}" for word in ("new", "old"))
+    for path in (new, old):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(folder, new)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def release_clip(run: Path, hardware: str, note: str | None, questions: int = 2000) -> None:
+    """Measure a trained shapes-clip, write scores and card, and put it among the shipped models."""
+    target = staged(run, "shapes-clip", "model")
     model, processor = CLIPModel.from_pretrained(target).eval(), CLIPProcessor.from_pretrained(target)
     scores = caption_choice(model, processor, questions)
     facts = {"name": "shapes-clip", "hardware": hardware, "training": training_facts(run / "run"), "scores": scores}
@@ -201,6 +248,7 @@ def release_clip(run: Path, hardware: str, note: str | None, questions: int = 20
                             note=f"\n- {note}" if note else "", n=questions, negatives=clip.NEGATIVES,
                             batch=clip.CONFIG.batch, **facts["training"])
     (target / "README.md").write_text(text)
+    ship(target)
 
 
 def main() -> None:
@@ -215,13 +263,13 @@ def main() -> None:
     if args.name == "shapes-clip":
         release_clip(args.run, args.hardware, args.note)
         return
-    target = CHECKPOINTS / args.name
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(args.run / "pipeline", target)
+    target = staged(args.run, args.name, "pipeline")
     (target / "surveylib.json").write_text(json.dumps(SETTINGS[args.name], indent=2) + "\n")
-    facts = measure(args.name, args.run, args.hardware, args.per_category) | ({"note": args.note} if args.note else {})
+    facts = measure(target, args.run, args.hardware, args.per_category) | ({"note": args.note} if args.note else {})
     (target / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
     (target / "README.md").write_text(card(facts))
+    ship(target)
+    (CHECKPOINTS / VOCABULARY_FILE).write_text(vocabulary_text())
 
 
 if __name__ == "__main__":

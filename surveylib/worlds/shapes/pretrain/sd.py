@@ -32,7 +32,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from surveylib.worlds.shapes.pretrain.attributes import CaptionHeads, attribute_targets
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, oversample, rows
-from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, train
 from surveylib.worlds.shapes.pretrain.text import build_tokenizer, text_config, token_ids
 
 CONFIG = LoopConfig(steps=9500, batch=64, lr=1e-3, warmup=200, ema=0.999, every=250)
@@ -180,7 +180,7 @@ def main() -> None:
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd", mininterval=10) as bar:
-        for row in train(nets, loss, config, args.out / "run"):
+        for row in train(nets, loss, config, args.out / "run", deciding(args)):
             running = row["mse"] if not running else 0.98 * running + 0.02 * row["mse"]
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:

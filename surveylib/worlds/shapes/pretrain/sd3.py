@@ -37,7 +37,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
 from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
-from surveylib.worlds.shapes.pretrain.loop import LoopConfig, train
+from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, train
 from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
 from surveylib.worlds.shapes.pretrain.text import text_config, token_ids
@@ -218,7 +218,7 @@ def main() -> None:
 
     running = 0.0
     with tqdm(total=config.steps, desc="shapes-sd3", mininterval=10) as bar:
-        for row in train(nets, loss, config, args.out / "run"):
+        for row in train(nets, loss, config, args.out / "run", deciding(args)):
             running = row["mse"] if not running else 0.98 * running + 0.02 * row["mse"]
             bar.update(row["step"] - bar.n)
             if row["step"] % 50 == 0:

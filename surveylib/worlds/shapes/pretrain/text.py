@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -23,6 +24,11 @@ def build_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
     if split:
         raise RuntimeError(f"words cut into several tokens: {', '.join(split)}; train on more captions")
     return tokenizer
+
+
+def vocabulary_text() -> str:
+    """Content of ``checkpoints/vocabulary.json``: the words that the shipped models have seen, for `load_model`."""
+    return json.dumps({"words": sorted(VOCABULARY)}, indent=1) + "\n"
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int, heads: int = 4, projection: int = 128):
