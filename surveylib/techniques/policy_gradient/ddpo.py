@@ -160,6 +160,6 @@ DDPO.PRESETS = {
         DDPOConfig(steps=8, guidance=3.0, clip=1e-3, tracker_size=32, tracker_least=8),
         Training(epochs=25, samples=32, samples_per_prompt=8, updates=2, lr=3e-3, lora_rank=16, micro_batch=64,
                  sample_batch=32),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 5 minutes on one core",
     ),
 }

@@ -164,6 +164,6 @@ DPOK.PRESETS = {
         DPOKConfig(steps=8, guidance=3.0, reward_weight=1.0, kl_weight=0.01, clip=1e-3, value_lr=1e-3, value_steps=20),
         Training(epochs=20, samples=32, samples_per_prompt=8, updates=2, lr=3e-3, lora_rank=16, micro_batch=64,
                  sample_batch=32),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 8 minutes on one core",
     ),
 }

@@ -238,6 +238,6 @@ FlowGRPO.PRESETS = {
         model="shapes-sd", reward="shapes-pickscore",
         source="ours; on shapes-sd, whose VP schedule is read in flow coordinates; in 8 steps the SDE leaves noise in "
                "the pictures, CPS does not",
-        cost="about three minutes on two cores",
+        cost="about 5 minutes on one core",
     ),
 }

@@ -145,6 +145,6 @@ D3PO.PRESETS = {
         D3POConfig(steps=8, guidance=3.0),
         Training(epochs=20, samples=16, samples_per_prompt=4, updates=2, lr=1e-3, lora_rank=16, micro_batch=32,
                  sample_batch=16),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="not measured yet",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 6 minutes on one core",
     ),
 }

@@ -138,6 +138,6 @@ DRaFT.PRESETS = {
     "toy": Preset(
         DRaFTConfig(variant="k", last=3, steps=10, guidance=3.0),
         Training(epochs=60, samples=32, lr=1.5e-3, lora_rank=16, micro_batch=32),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="not measured yet",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 7 minutes on one core",
     ),
 }

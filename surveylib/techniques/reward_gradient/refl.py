@@ -113,6 +113,6 @@ ReFL.PRESETS = {
     "toy": Preset(
         ReFLConfig(steps=20, first=10, last=19, scale=1.0, ceiling=None, guidance=3.0),
         Training(epochs=60, samples=32, lr=1.5e-3, lora_rank=16, micro_batch=32),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="not measured yet",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 9 minutes on one core",
     ),
 }

@@ -115,6 +115,6 @@ RAFT.PRESETS = {
         RAFTConfig(steps=10, guidance=3.0, train_guidance=3.0, times=32),
         Training(epochs=20, samples=64, samples_per_prompt=8, updates=1, lr=3e-4, lora_rank=16, micro_batch=512,
                  sample_batch=64),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 7 minutes on one core",
     ),
 }

@@ -160,6 +160,6 @@ RWR.PRESETS = {
         RWRConfig(steps=10, guidance=3.0, train_guidance=3.0, times=8),
         Training(epochs=25, samples=32, samples_per_prompt=8, updates=1, lr=3e-4, lora_rank=16, micro_batch=64,
                  sample_batch=32),
-        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about three minutes on two cores",
+        model="shapes-sd", reward="shapes-pickscore", source="ours", cost="about 7 minutes on one core",
     ),
 }
