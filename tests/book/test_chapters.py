@@ -67,8 +67,10 @@ def test_chapter_is_in_the_catalog_under_its_title(path):
     key = str(path.relative_to(CHAPTERS).with_suffix(""))
     known = {c.key: c for c in catalog.chapters()}
     assert key in known, f"add {key} to surveylib/catalog/tree.py"
-    title = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)[1].strip()
-    assert title == known[key].title
+    text = path.read_text(encoding="utf-8")
+    title, body = re.search(r"^# (.+?)\n(.*)", text, re.MULTILINE | re.DOTALL).groups()
+    assert title.strip() == known[key].title
+    assert " ".join(re.search(r"\*\*(.+?)\*\*", body, re.DOTALL)[1].split()) == known[key].question
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
