@@ -109,12 +109,17 @@ def identity(bench: Bench, name: str, knob: str, prompts: Sequence[Any], seed: i
     base = preset("best_of_n" if plain else name, bench.scale)
     model, reward = model_and_reward(base, bench.scale)
     reward = bench.protocol.proxy or reward
-    hashes = {"rule": None if plain else rule_hash(technique_class(name).__module__),
-              "model": artefact_hash(model), "reward": artefact_hash(reward), "sampler": rule_hash(*SAMPLER)}
+    hashes = hashes_of(BASE if plain else name, model, reward)
     return json.loads(json.dumps({
         "format": FORMAT, "method": BASE if plain else name, "knob": knob, "scale": bench.scale, "seed": seed,
         "config": {} if plain else {k: v for k, v in asdict(base.config).items() if k != knob}, "model": model,
         "reward": reward, "hashes": hashes, "prompts": [prompt.text for prompt in prompts]}))
+
+
+def hashes_of(method: str, model: str, reward: str) -> dict[str, str | None]:
+    """Hashes of what a curve of a method (`BASE`: the model with more steps) depends on."""
+    return {"rule": None if method == BASE else rule_hash(technique_class(method).__module__),
+            "model": artefact_hash(model), "reward": artefact_hash(reward), "sampler": rule_hash(*SAMPLER)}
 
 
 def stop_of(bench: Bench, name: str, knob: str, value: int, prompts: Sequence[Any], seed: int) -> dict[str, Any]:
@@ -144,10 +149,7 @@ def read_curves(folder: str | Path = FOLDER) -> dict[str, Curve]:
 
 def changes(curve: Curve) -> list[str]:
     """What a stored curve depends on that is no longer so: "rule", "model", "reward", "sampler"."""
-    plain = curve["method"] == BASE
-    now = {"rule": None if plain else rule_hash(technique_class(curve["method"]).__module__),
-           "model": artefact_hash(curve["model"]), "reward": artefact_hash(curve["reward"]),
-           "sampler": rule_hash(*SAMPLER)}
+    now = hashes_of(curve["method"], curve["model"], curve["reward"])
     return [part for part, value in now.items() if curve["hashes"].get(part) != value]
 
 

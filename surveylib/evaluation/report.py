@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def report(folder: str | Path = ROWS) -> Report:
                   [name for name in rows if name not in tested and not _was_beaten(name, rows)])
 
 
-def yardstick(rows: Iterable[Row]) -> str:
+def yardstick(rows: Collection[Row]) -> str:
     """The score that ranks: "gold", where only people could say the first held-out reward, and "proxy" where there is
     neither. What was optimised shows a gain for whoever fools it."""
     shared = [name for name in next(iter(rows), {"test": {"scores": {}}})["test"]["scores"]

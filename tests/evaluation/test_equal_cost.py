@@ -47,6 +47,14 @@ def test_another_rule_or_seed_begins_anew(measured, tmp_path, monkeypatch):
     assert [stop["calls"] for stop in again["stops"]] == [1.0, 1.0] and again["hashes"]["rule"] != "0" * 16
 
 
+def test_a_stored_curve_says_what_changed(measured):
+    _, (base, best) = measured
+    assert curves.changes(base) == curves.changes(best) == []
+    assert curves.changes({**best, "hashes": {**best["hashes"], "rule": "0" * 16}}) == ["rule"]
+    older = {key: value for key, value in base["hashes"].items() if key != "sampler"}  # files before it was kept
+    assert curves.changes({**base, "hashes": {**older, "model": None}}) == ["model", "sampler"]
+
+
 def line(*stops):
     return {"stops": [{"calls": c, "means": {"gold": {"value": v}}} for c, v in stops]}
 

@@ -126,7 +126,7 @@ DRaFT.PRESETS = {
                  autocast="bfloat16"),
         model="sd1.5", reward="hps_v2",
         source="arXiv 2309.17400, its large setting for HPSv2 (rank, lr, weight decay, batch, updates, 50 steps, "
-               "guidance), as recalled and not verified: there is no official code; 2 re-noisings are those of a "
+               "guidance), not verified: there is no official code; 2 re-noisings are those of a "
                "re-implementation, RuoyuWang-2077/FlowBP",
         cost="16 pictures an update, 10,000 updates",
     ),

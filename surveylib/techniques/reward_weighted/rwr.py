@@ -145,7 +145,7 @@ RWR.PRESETS = {
                  micro_batch=8, sample_batch=8),
         model="sd1.5", reward="aesthetic",
         source="arXiv 2305.13301 for the method and its sampler; rounds, samples, passes and temperature are ours: 1 "
-               "is a beta of 1 in the paper's exp(beta r), and its own beta, recalled as about 0.2 and not verified, "
+               "is a beta of 1 in the paper's exp(beta r), and its own beta, about 0.2 by our notes and not verified, "
                "would be a temperature of 5",
         cost="10,240 pictures and 40,960 trained noise levels an epoch",
     ),
