@@ -8,7 +8,9 @@ DeepSpeed is refused: a run under it cannot be resumed from safetensors.
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +24,13 @@ from surveylib.alignment.sharding import ShardingError, settings
 class AlignmentError(RuntimeError):
     """A run that cannot go on, or cannot begin as it was asked for: not finite, out of memory, a way of distribution
     that is refused, a missing package. What was checkpointed stands."""
+
+
+def leave_group() -> None:
+    """At the normal end of a program: lets go of the others before the interpreter is taken down, since threads of the
+    group that outlive it abort the process. After an error it stays, and the launcher ends every process."""
+    if torch.distributed.is_initialized() and getattr(sys, "last_value", None) is None:
+        torch.distributed.destroy_process_group()
 
 
 class Processes:
@@ -47,6 +56,9 @@ class Processes:
         launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
         cpu = not torch.cuda.is_available() if cpu is None else cpu
         self._state = PartialState(cpu=cpu) if launched or PartialState._shared_state else None
+        if launched:
+            atexit.unregister(leave_group)  # once, however many of these there are
+            atexit.register(leave_group)
         self.rank = self._state.process_index if self._state else 0
         self.count = self._state.num_processes if self._state else 1
         self.device = self._state.device if self._state else torch.device("cpu" if cpu else "cuda")

@@ -42,6 +42,7 @@ def weights_after(steps, model) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """What the tests start as a process of its own: run to the end, write the weights."""
+    import atexit
     import sys
 
     from safetensors.torch import save_file
@@ -49,6 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     out, result = Path(sys.argv[1]), Path(sys.argv[2])
     changed = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    atexit.register(lambda: sys.stdout.write(f"in a group at the end: {torch.distributed.is_initialized()}\n"))
     processes = Processes(cpu=True)
     model, steps = small_run(None if out.name == "none" else out, processes, **changed)
     for progress in steps:

@@ -44,6 +44,7 @@ def test_two_processes_make_the_update_of_one(tmp_path, changed):
     printed = two_processes("alignment.small", "none", str(tmp_path / "two.safetensors"), changed)
     cost = "120 48"  # 3 epochs of 8 samples, 3 steps rolled out and 2 trained: of both processes, on both
     assert printed.count(f"epoch 3 2 {cost}") == 2, "the run was not spread over two processes, or counts only one"
+    assert printed.count("in a group at the end: False") == 2, "a process ended with the group's threads alive"
     two = load_file(tmp_path / "two.safetensors")
     difference = max((one[name] - two[name]).abs().max().item() for name in one)
     assert difference < 1e-4, difference  # Adam divides by the gradient's size: rounding counts where it is near zero
