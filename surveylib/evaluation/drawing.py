@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from surveylib.diffusion.dynamics import DDIM, Dynamics, FlowSDE
 from surveylib.diffusion.model import DiffusionModel
 from surveylib.figures.sheet import GAP, sheet
 from surveylib.rewards.contract import Reward
 from surveylib.runs.ledger import Ledger
+from surveylib.runs.scale import current_scale
 from surveylib.techniques.contract import Sampler
 from surveylib.techniques.paths import decode_all
 from surveylib.techniques.test_time.base import base_latents, counted
@@ -47,6 +49,21 @@ def draw_steered(
 def as_stored(pictures: Tensor) -> Tensor:
     """As a file with 8 bits a colour would give them back, on the CPU: what is judged is what can be stored."""
     return (pictures.detach().float().cpu().clamp(0, 1) * 255).round() / 255
+
+
+def at_judges_size(pictures: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W) as the judge and the annotators of the Shapes world read them: 64 x 64, in [0, 1], float32,
+    on the CPU. Other sizes are averaged.
+
+    In a rehearsal the small networks have random weights, and the judge takes half a second for the thousand regions of
+    a picture of noise: there other sizes are averaged to 4 x 4 cells first.
+    """
+    pictures = pictures.detach().float().cpu().clamp(0, 1)
+    if pictures.shape[-2:] == (64, 64):
+        return pictures
+    if current_scale() == "rehearsal":
+        pictures = F.interpolate(pictures, size=(4, 4), mode="area")
+    return F.interpolate(pictures, size=(64, 64), mode="area")
 
 
 def noisy_dynamics(model: DiffusionModel) -> Dynamics:

@@ -36,6 +36,6 @@ def two_processes(*module: str, **variables: str) -> str:
         process.terminate()  # torchrun ends its processes then; killed, it would leave them waiting for each other
         process.wait(timeout=60)
         raise
-    said = errors.split("Traceback (most recent call last):\n  File \"<frozen runpy>\"")[0]  # torchrun's own says nothing
+    said = errors.split("Traceback (most recent call last):\n  File \"<frozen runpy>\"")[0]  # before torchrun's own
     assert process.returncode == 0, printed[-1000:] + said[-6000:] + errors[-1000:]
     return printed
