@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,12 +83,11 @@ def sample(
     technique: Annotated[str | None, typer.Option(help="Search or steer with this sampler, such as best_of_n.")] = None,
     reward: Annotated[str | None, typer.Option(help="Reward of the sampler; default: its preset's.")] = None,
     scale: Annotated[str | None, typer.Option(help="Preset of the sampler: toy, rehearsal, single or full.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures at a time, for little memory; default: all, and "
+                                                          "the preset's with --technique.")] = None,
 ) -> None:
     """Draw pictures and write them as one PNG."""
-    import torch
-
     from surveylib.diffusion.lora import load_lora, lora_strength
-    from surveylib.diffusion.rollout import sample as draw
     from surveylib.diffusion.zoo import load_model
 
     if (model is None) == (named is None):
@@ -102,15 +102,11 @@ def sample(
     if weights is not None:
         load_lora(loaded, weights)
     texts = [text for text in prompt for _ in range(count)]
-    generator = torch.Generator().manual_seed(seed)
-    with lora_strength(loaded, strength) if adapter is not None else nullcontext():
+    with lora_strength(loaded, strength) if adapter is not None else nullcontext(), _told_of_memory(batch):
         if technique is not None:  # some follow a gradient
-            pictures = _steered(loaded, texts, technique, reward, scale, steps, guidance, seed)
+            pictures = _steered(loaded, texts, technique, reward, scale, steps, guidance, batch, seed)
         else:
-            steps = loaded.default_steps if steps is None else steps
-            with torch.no_grad():
-                latents = draw(loaded, loaded.encode(texts), steps=steps, guidance=guidance, generator=generator)
-                pictures = loaded.decode(latents, clamp=True).cpu()
+            pictures = _plain(loaded, texts, steps, guidance, batch or len(texts), seed)
     _write_grid(pictures, len(prompt), out)
     console.print(f"{len(pictures)} pictures in {out}")
 
@@ -162,15 +158,46 @@ def _weights_of(adapter: Path) -> Path:
     return adapter
 
 
+@contextmanager
+def _told_of_memory(batch: int | None) -> Iterator[None]:
+    """Memory that runs out while pictures are drawn is told with what saves it."""
+    from surveylib.alignment.engine import AlignmentError
+    from surveylib.alignment.memory import out_of_memory
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        now = "" if batch is None else f" with --batch {batch}"
+        way = "take a smaller model" if batch == 1 else f"give a {'smaller ' if batch else ''}--batch"
+        raise AlignmentError(f"out of memory{now}: {way} (pictures at a time)") from error
+
+
+def _plain(model: Any, texts: list[str], steps: int | None, guidance: float | None, batch: int, seed: int) -> Any:
+    """Pictures by the model's deterministic sampler, `batch` at a time; the noise does not depend on that."""
+    import torch
+
+    from surveylib.diffusion.rollout import sample as draw
+
+    steps = model.default_steps if steps is None else steps
+    noise = model.initial_noise(len(texts), torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return torch.cat([
+            model.decode(draw(model, texts[i : i + batch], steps=steps, guidance=guidance, x=noise[i : i + batch]),
+                         clamp=True).cpu() for i in range(0, len(texts), batch)])
+
+
 def _steered(model: Any, texts: list[str], name: str, reward: str | None, scale: str | None, steps: int | None,
-             guidance: float | None, seed: int) -> Any:
+             guidance: float | None, batch: int | None, seed: int) -> Any:
     """Pictures of a test-time technique with its preset; says what they cost."""
     from dataclasses import replace
 
     from surveylib.rewards.registry import load_reward
 
     found, chosen, taken = _sampler(name, reward, scale)
-    changed = {key: value for key, value in (("steps", steps), ("guidance", guidance)) if value is not None}
+    asked = {"steps": steps, "guidance": guidance, "batch": batch}
+    changed = {key: value for key, value in asked.items() if value is not None}
     with_reward = load_reward(taken, model.device)
     drawn = found(replace(chosen.config, **changed)).sample(model, texts, with_reward, seed=seed)
     ledger = drawn.ledger

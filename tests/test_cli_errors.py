@@ -6,7 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from surveylib import cli
 from surveylib.alignment.run import PROMPTS_FILE, read_recipe
@@ -281,6 +284,36 @@ def test_a_rehearsal_of_a_sampler_takes_the_rehearsal_reward(monkeypatch, capsys
     assert surveylib(monkeypatch, "sample", "tiny-sd", "--prompt", "a cat", "--count", 1, "--steps", 2, "--technique",
                      "best_of_n", "--scale", "rehearsal", "--out", tmp_path / "x.png") == 0
     assert asked == ["tiny-pickscore"]
+
+
+def test_pictures_drawn_a_few_at_a_time_are_the_same(monkeypatch, tmp_path):
+    drawn = []
+    for more in ((), ("--batch", 2)):
+        out = tmp_path / f"{len(more)}.png"
+        assert surveylib(monkeypatch, "sample", "tiny-sd", "--prompt", "a cat", "--prompt", "a dog", "--count", 2,
+                         "--steps", 4, "--out", out, *more) == 0
+        drawn.append(np.asarray(Image.open(out)).astype(int))
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1  # of 255: sums in another order
+
+
+@pytest.mark.parametrize("options, words", [
+    ((), "out of memory: give a --batch"),
+    (("--batch", 2), "out of memory with --batch 2: give a smaller --batch"),
+    (("--batch", 1), "out of memory with --batch 1: take a smaller model"),
+    (("--technique", "best_of_n", "--reward", "brightness", "--batch", 3), "with --batch 3: give a smaller"),
+])
+def test_memory_that_runs_out_while_drawing_is_told(options, words, monkeypatch, capsys, tmp_path):
+    seen = []
+
+    def full(self, noise, *args, **kwargs):
+        seen.append(len(noise))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("surveylib.diffusion.pipelines.PipelineModel.decode", full)
+    said = refused(monkeypatch, capsys, "sample", "tiny-sd", "--prompt", "a cat", "--count", 4, "--steps", 4, "--out",
+                   tmp_path / "x.png", *options)
+    assert words in said
+    assert seen == [options[-1] if options else 4]
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch):

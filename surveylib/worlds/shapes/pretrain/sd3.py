@@ -208,6 +208,8 @@ def main() -> None:
     if args.compile:
         nets["transformer"].compile()
         teacher.unet.compile()
+        # The compiler looks at the attention function at its first compilation: let that be before it is exchanged.
+        torch.compile(torch.sin)(torch.zeros(1, requires_grad=True))
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
