@@ -15,14 +15,12 @@ import argparse
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from surveylib.diffusion.rollout import sample
 from surveylib.diffusion.zoo import VOCABULARY_FILE, load_model
 from surveylib.worlds.shapes import suites
 from surveylib.worlds.shapes.caption_choice import caption_choice
@@ -30,6 +28,7 @@ from surveylib.worlds.shapes.data import FLAWS, example, stream
 from surveylib.worlds.shapes.pretrain import clip
 from surveylib.worlds.shapes.pretrain.autoencoder import psnr
 from surveylib.worlds.shapes.pretrain.text import vocabulary_text
+from surveylib.worlds.speed import seconds_for_64
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 KINDS = {
@@ -59,18 +58,6 @@ def reconstruction(model, n: int = 512, seed: int = 90_001) -> float:
     pictures, _ = next(stream(n, seed))
     decoded = torch.cat([model.decode(model.encode_images(part), clamp=True) for part in pictures.split(64)])
     return psnr(decoded, pictures).mean().item()
-
-
-@torch.no_grad()
-def seconds_for_64(model) -> float:
-    """Wall time of 64 pictures at 20 steps, decoding included; the better of two runs."""
-    taken = []
-    for seed in range(2):
-        began = time.perf_counter()
-        condition = model.encode(["a red circle and a blue star"] * 64)
-        model.decode(sample(model, condition, steps=20, generator=torch.Generator().manual_seed(seed)))
-        taken.append(time.perf_counter() - began)
-    return min(taken)
 
 
 def table_of(scores: suites.Scores) -> dict[str, dict[str, float]]:
