@@ -1,4 +1,4 @@
-# make book | test | lab | class | clean.  Needs Python 3.11 to 3.13, make and git.
+# make book | test | lab | class | colab | clean.  Needs Python 3.11 to 3.13, make and git.
 PYTHON ?= python3
 SCALE  ?= $(or $(SURVEYLIB_SCALE),toy)
 JOBS   ?= $(or $(SURVEYLIB_JOBS),2)
@@ -9,13 +9,14 @@ STAMP  := $(VENV)/.installed
 export SURVEYLIB_SCALE := $(SCALE)
 export SURVEYLIB_JOBS := $(JOBS)
 
-.PHONY: book test lab class readme clean distclean help
+.PHONY: book test lab class colab readme clean distclean help
 
 help:
 	@echo "make book   execute every chapter, render to _build/html"
 	@echo "make test   unit tests, truth tests, every chapter as a notebook"
 	@echo "make lab    JupyterLab; chapters open as notebooks"
 	@echo "make class  notebooks and sources without the solutions, in out/class"
+	@echo "make colab  notebooks that Colab can open, in out/colab"
 	@echo "make readme write the survey's map into README.md"
 	@echo "make clean  remove what was built (make distclean: the environment too)"
 	@echo "JOBS=2 is how many chapters (make book) or tests (make test) run at a time."
@@ -45,6 +46,9 @@ lab: $(STAMP)
 
 class: $(STAMP)
 	$(BIN)/python book/edition.py out/class
+
+colab: $(STAMP)
+	$(BIN)/python book/colab.py out/colab
 
 readme: $(STAMP)
 	$(BIN)/python book/readme.py
