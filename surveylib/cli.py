@@ -458,6 +458,7 @@ def main() -> None:
     except Exception as error:
         if not _is_users(error):
             raise
+        sys.last_value = error  # as after a traceback, for what runs at the end and must know of it (`leave_group`)
         Console(stderr=True).print("error:", str(error), markup=False, soft_wrap=True)  # a path stays in one piece
         raise SystemExit(2) from None
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from surveylib import cli
+from surveylib.alignment.processes import leave_group
 from surveylib.alignment.run import PROMPTS_FILE, read_recipe
 from surveylib.evaluation.protocol import Budget, Protocol
 from surveylib.rewards.contract import FunctionReward
@@ -314,6 +315,18 @@ def test_memory_that_runs_out_while_drawing_is_told(options, words, monkeypatch,
                    tmp_path / "x.png", *options)
     assert words in said
     assert seen == [options[-1] if options else 4]
+
+
+def test_a_failed_command_does_not_wait_for_other_processes(monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: left.append(True))
+    monkeypatch.setattr(sys, "last_value", None, raising=False)
+    leave_group()
+    assert left == [True]
+    refused(monkeypatch, capsys, "judge", "shapes-ds")
+    leave_group()
+    assert left == [True]
 
 
 def test_our_own_faults_keep_their_traceback(monkeypatch):

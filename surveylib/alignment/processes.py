@@ -27,8 +27,9 @@ class AlignmentError(RuntimeError):
 
 
 def leave_group() -> None:
-    """At the normal end of a program: lets go of the others before the interpreter is taken down, since threads of the
-    group that outlive it abort the process. After an error it stays, and the launcher ends every process."""
+    """At the normal end of a program: lets go of the others before the interpreter is taken down, since gloo's
+    threads, where they still hold tensors then, abort the process (pytorch/pytorch#179291). After an error it stays:
+    the others may wait in a call that never comes, leaving would wait for them, and the launcher ends all."""
     if torch.distributed.is_initialized() and getattr(sys, "last_value", None) is None:
         torch.distributed.destroy_process_group()
 
