@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from surveylib.alignment.checkpoints import CheckpointFolder, Saving, usual_pause
-from surveylib.alignment.memory import CHECKPOINT, can_recompute, out_of_memory, recompute
+from surveylib.alignment.memory import CHECKPOINT, can_recompute, out_of_memory, recompute, stored_bytes
 from surveylib.alignment.pictures import draw_pictures, sheet_due, shown_prompts
 from surveylib.alignment.processes import AlignmentError, Processes
 from surveylib.alignment.sharding import gathered_tree, shard
@@ -52,7 +52,7 @@ class Progress:
         prompts: of this process's samples, and pictures (N, 3, H, W) of the first `SHOWN` of them on the CPU, or None.
             Where pictures were drawn for the log alone, both are of these.
         ledger: cost since the start of the run: counts of all processes together, seconds of this one.
-        updates: optimiser steps so far.
+        updates: optimiser steps so far. stored: bytes that this process kept of the epoch for its updates and the log.
     """
 
     epoch: int
@@ -61,6 +61,7 @@ class Progress:
     pictures: Tensor | None
     ledger: Ledger
     updates: int
+    stored: int = 0
 
 
 def align(
@@ -184,7 +185,8 @@ class Alignment:
         self._share_counts(before)
         # a copy: a view would keep the whole epoch's pictures alive
         pictures = None if batch.pictures is None else batch.pictures[:SHOWN].detach().to("cpu", copy=True)
-        return Progress(self.epoch, metrics | sums, batch.condition.prompts, pictures, self.ledger.copy(), self.updates)
+        return Progress(self.epoch, metrics | sums, batch.condition.prompts, pictures, self.ledger.copy(), self.updates,
+                        stored_bytes(batch))
 
     def with_pictures(self, progress: Progress) -> Progress:
         """The progress with pictures drawn now for the log (`draw_pictures`), on rank 0; sharded weights are put

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from surveylib.techniques.contract import TechniqueError
+from surveylib.techniques.contract import Batch, TechniqueError
 
 CHECKPOINT = "checkpoint"  # the setting's name, as where a technique has one of its own
 ON_CPU = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")  # in a plain RuntimeError
@@ -16,6 +16,16 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
+
+
+def stored_bytes(batch: Batch) -> int:
+    """Bytes of an epoch's batch: paths, pictures for the log, conditions. Steps that are views of one path count once.
+    """
+    conditions = [batch.condition.tensors, batch.condition.negative or {}]
+    kept = [value for named in (batch.samples, batch.steps, *conditions) for value in named.values()]
+    kept += [] if batch.pictures is None else [batch.pictures]
+    storages = [value.untyped_storage() for value in kept]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def can_recompute(network: nn.Module) -> bool:

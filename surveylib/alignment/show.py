@@ -65,11 +65,11 @@ def show(
     bar = Progress(TextColumn("epochs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     task = bar.add_task("epochs", total=training.epochs)
     rows: list[dict[str, Any]] = []
-    ledger = None
+    ledger, stored = None, 0
     try:
         with Live(bar, console=console, refresh_per_second=4) as live:
             for progress in steps:
-                ledger = progress.ledger
+                ledger, stored = progress.ledger, max(stored, progress.stored)
                 rows = [*rows, {"epoch": progress.epoch, **progress.metrics, "seconds": ledger.wall}][-ROWS:]
                 bar.update(task, completed=progress.epoch)
                 live.update(Group(_table(rows), bar))
@@ -81,7 +81,7 @@ def show(
     else:
         console.print(f"cost: {ledger.network_calls:,} network calls, {ledger.backward_passes:,} backward passes, "
                       f"{ledger.decodes:,} decodes, {ledger.reward_calls:,} reward calls, {ledger.wall:.0f} s "
-                      f"(overhead {ledger.overhead:.3f})")
+                      f"(overhead {ledger.overhead:.3f}); an epoch's paths and pictures took {stored / 2**20:.1f} MiB")
     result = out / ADAPTER if (out / ADAPTER).is_dir() else out / PIPELINE
     if not writes_events(tensorboard) and tensorboard is None:
         console.print(NO_TENSORBOARD)

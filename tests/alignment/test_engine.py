@@ -9,14 +9,16 @@ from alignment.small import PROMPTS, TRAINING, brightness, small_run, weights_af
 
 from surveylib.alignment import engine
 from surveylib.alignment.engine import Alignment, AlignmentError, align
+from surveylib.alignment.memory import stored_bytes
 from surveylib.alignment.processes import Processes
 from surveylib.cli import main
 from surveylib.diffusion.lora import add_lora
+from surveylib.diffusion.model import Condition
 from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.contract import FunctionReward
 from surveylib.runs.checkpoint import load_checkpoint, save_checkpoint
 from surveylib.runs.ledger import Ledger
-from surveylib.techniques.contract import Draw, TechniqueError, Training
+from surveylib.techniques.contract import Batch, Draw, TechniqueError, Training
 from surveylib.techniques.policy_gradient.ddpo import DDPO, DDPOConfig
 
 CONFIG = DDPOConfig(steps=2, guidance=1.0)
@@ -63,6 +65,20 @@ def test_costs_are_counted_exactly():
     assert ledger.decodes == ledger.reward_calls == samples
     assert ledger.equivalents == ledger.network_calls + 2 * ledger.backward_passes
     assert ledger.overhead > 1
+
+
+def test_what_an_epoch_stores_is_told_and_views_count_once():
+    model, steps = small_run(epochs=1)
+    told = next(steps).stored
+    latents = 8 * 4 * 4 * 8 * 8  # samples, states of three steps, a latent
+    pictures = 8 * 3 * 32 * 32
+    # the text condition, log-probabilities, times and advantages come on top
+    least, text = 4 * (latents + pictures), model.encode(PROMPTS[:1])
+    beside = 4 * 8 * 2 * sum(value.numel() for value in text.tensors.values())
+    assert least < told < least + beside + 2000
+    path = torch.zeros(2, 3, 5)
+    batch = Batch(Condition({}, ["a", "b"]), {"x0": path[:, -1]}, {"x": path[:, :-1], "next": path[:, 1:]})
+    assert stored_bytes(batch) == 4 * 2 * 3 * 5
 
 
 class BesideAnother(Processes):

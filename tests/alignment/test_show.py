@@ -22,7 +22,7 @@ def epochs(n: int, kept: list):
     """n epochs; `kept` gets references to them that keep nothing alive."""
     for epoch in range(1, n + 1):
         pictures, ledger = torch.zeros(1, 3, 8, 8), Ledger(wall=epoch)
-        progress = Progress(epoch, {"reward": 0.5 * epoch}, ["a cat"], pictures, ledger, epoch)
+        progress = Progress(epoch, {"reward": 0.5 * epoch}, ["a cat"], pictures, ledger, epoch, epoch * 2**20)
         kept.append(weakref.ref(progress))
         yield progress
         del progress
@@ -38,6 +38,7 @@ def test_the_next_text_is_on_a_line_of_its_own(tmp_path):
     text = printed(epochs(3, []), tmp_path)
     assert any(line.startswith("cost: ") for line in text.splitlines())
     assert "Expected: 48 pictures drawn" in text and "1.5" in text
+    assert "an epoch's paths and pictures took 3.0 MiB" in " ".join(text.split())
 
 
 def test_only_what_is_printed_is_kept(tmp_path):
