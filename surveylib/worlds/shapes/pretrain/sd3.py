@@ -103,7 +103,7 @@ def attention_with_copies(query: Tensor, key: Tensor, value: Tensor, **options) 
     query, key, value (B, heads, tokens, width). Plain matrix products: in bfloat16 on a CPU much faster than the fused
     kernel.
     """
-    bias = F.pad(LOG_COPIES.to(query)[None], (key.shape[2] - 1, 0))
+    bias = F.pad(LOG_COPIES.to(query)[None, None], (key.shape[2] - 1, 0))  # 2-D, since torch's compiler asks for that
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias
     return logits.float().softmax(-1).to(value.dtype) @ value
 
@@ -208,8 +208,6 @@ def main() -> None:
     if args.compile:
         nets["transformer"].compile()
         teacher.unet.compile()
-        # The compiler looks at the attention function at its first compilation: let that be before it is exchanged.
-        torch.compile(torch.sin)(torch.zeros(1, requires_grad=True))
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         index = rows(len(latents), config.batch, config.seed, step)
