@@ -79,7 +79,8 @@ def summary(row: dict) -> str:
     return "tested: " + ", ".join(parts)
 
 
-IMPORTANT = ("technique", "gold", "proxy", "notes", "pass", "calls a picture", "training calls", "seeds")
+IMPORTANT = ("technique", "gold", "ahead of base", "proxy", "notes", "pass", "calls a picture", "training calls",
+             "seeds")
 
 
 def fitting(cells: Sequence[Sequence[str]], width: int) -> list[int]:

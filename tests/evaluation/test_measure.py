@@ -315,6 +315,24 @@ def test_the_report_compares_techniques(measured):
     assert "| still |" in found.markdown() and json.loads(found.as_json())["lines"][0]["technique"].startswith("base")
 
 
+def test_a_seed_that_drew_worse_pictures_does_not_rank_a_technique_lower(tmp_path, measured):
+    """One technique gains a point in each of two seeds, of which the second is poor for all: it ranks first."""
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    plain = row(tmp_path, "base-seed0-shapes-sd")["test"]["scores"]["gold"]
+    for path in [*(tmp_path / "rows").glob("base-*.json"), *(tmp_path / "rows").glob("fake-*.json")]:
+        found = json.loads(path.read_text())
+        gain = int(found["technique"] == "fake")
+        for seed, level in ((0, 0), (1, -5)):
+            if "test" in found:
+                found["seed"], found["test"]["scores"]["gold"] = seed, [v + level + gain for v in plain]
+                path.with_name(path.name.replace("seed0", f"seed{seed}")).write_text(json.dumps(found))
+    found = report(tmp_path / "rows")
+    base, best, *others = found.lines
+    assert base["kind"] == "base" and best["technique"] == "fake" and best["seeds"] == 2
+    assert best["ahead of base"].value == pytest.approx(1) and others
+    assert all(best["gold"].value < line["gold"].value for line in others)
+
+
 def test_without_gold_a_held_out_reward_ranks_not_what_was_optimised(tmp_path, measured):
     """Beyond the Shapes world: a technique that only fools its proxy comes last."""
     shutil.copytree(measured / "rows", tmp_path / "rows")
