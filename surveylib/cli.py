@@ -102,7 +102,7 @@ def sample(
     if weights is not None:
         load_lora(loaded, weights)
     texts = [text for text in prompt for _ in range(count)]
-    with lora_strength(loaded, strength) if adapter is not None else nullcontext(), _told_of_memory(batch):
+    with lora_strength(loaded, strength) if adapter is not None else nullcontext():
         if technique is not None:  # some follow a gradient
             pictures = _steered(loaded, texts, technique, reward, scale, steps, guidance, batch, seed)
         else:
@@ -159,7 +159,7 @@ def _weights_of(adapter: Path) -> Path:
 
 
 @contextmanager
-def _told_of_memory(batch: int | None) -> Iterator[None]:
+def _told_of_memory(batch: int) -> Iterator[None]:
     """Memory that runs out while pictures are drawn is told with what saves it."""
     from surveylib.alignment.engine import AlignmentError
     from surveylib.alignment.memory import out_of_memory
@@ -169,9 +169,8 @@ def _told_of_memory(batch: int | None) -> Iterator[None]:
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        now = "" if batch is None else f" with --batch {batch}"
-        way = "take a smaller model" if batch == 1 else f"give a {'smaller ' if batch else ''}--batch"
-        raise AlignmentError(f"out of memory{now}: {way} (pictures at a time)") from error
+        way = "take a smaller model" if batch == 1 else "give a smaller --batch"
+        raise AlignmentError(f"out of memory with {batch} picture{'s' * (batch > 1)} at a time: {way}") from error
 
 
 def _plain(model: Any, texts: list[str], steps: int | None, guidance: float | None, batch: int, seed: int) -> Any:
@@ -182,7 +181,7 @@ def _plain(model: Any, texts: list[str], steps: int | None, guidance: float | No
 
     steps = model.default_steps if steps is None else steps
     noise = model.initial_noise(len(texts), torch.Generator().manual_seed(seed))
-    with torch.no_grad():
+    with torch.no_grad(), _told_of_memory(min(batch, len(texts))):
         return torch.cat([
             model.decode(draw(model, texts[i : i + batch], steps=steps, guidance=guidance, x=noise[i : i + batch]),
                          clamp=True).cpu() for i in range(0, len(texts), batch)])
@@ -199,7 +198,9 @@ def _steered(model: Any, texts: list[str], name: str, reward: str | None, scale:
     asked = {"steps": steps, "guidance": guidance, "batch": batch}
     changed = {key: value for key, value in asked.items() if value is not None}
     with_reward = load_reward(taken, model.device)
-    drawn = found(replace(chosen.config, **changed)).sample(model, texts, with_reward, seed=seed)
+    config = replace(chosen.config, **changed)
+    with _told_of_memory(config.batch):
+        drawn = found(config).sample(model, texts, with_reward, seed=seed)
     ledger = drawn.ledger
     console.print(f"{name}: {ledger.network_calls / len(texts):.0f} network calls and "
                   f"{ledger.reward_calls / len(texts):.0f} reward calls a picture; "

@@ -298,10 +298,10 @@ def test_pictures_drawn_a_few_at_a_time_are_the_same(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("options, words", [
-    ((), "out of memory: give a --batch"),
-    (("--batch", 2), "out of memory with --batch 2: give a smaller --batch"),
-    (("--batch", 1), "out of memory with --batch 1: take a smaller model"),
-    (("--technique", "best_of_n", "--reward", "brightness", "--batch", 3), "with --batch 3: give a smaller"),
+    ((), "out of memory with 4 pictures at a time: give a smaller --batch"),
+    (("--batch", 2), "out of memory with 2 pictures at a time: give a smaller --batch"),
+    (("--batch", 1), "out of memory with 1 picture at a time: take a smaller model"),
+    (("--technique", "best_of_n", "--reward", "brightness", "--batch", 3), "with 3 pictures at a time: give a smaller"),
 ])
 def test_memory_that_runs_out_while_drawing_is_told(options, words, monkeypatch, capsys, tmp_path):
     seen = []

@@ -81,7 +81,7 @@ def show(
     else:
         console.print(f"cost: {ledger.network_calls:,} network calls, {ledger.backward_passes:,} backward passes, "
                       f"{ledger.decodes:,} decodes, {ledger.reward_calls:,} reward calls, {ledger.wall:.0f} s "
-                      f"(overhead {ledger.overhead:.3f}); an epoch's paths and pictures took {stored / 2**20:.1f} MiB")
+                      f"(overhead {ledger.overhead:.3f}); an epoch's batch took {stored / 2**20:.1f} MiB")
     result = out / ADAPTER if (out / ADAPTER).is_dir() else out / PIPELINE
     if not writes_events(tensorboard) and tensorboard is None:
         console.print(NO_TENSORBOARD)

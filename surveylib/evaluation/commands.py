@@ -79,7 +79,7 @@ def summary(row: dict) -> str:
     return "tested: " + ", ".join(parts)
 
 
-IMPORTANT = ("technique", "gold", "ahead of base", "proxy", "notes", "pass", "calls a picture", "training calls",
+IMPORTANT = ("technique", "gold", "gain over base", "proxy", "notes", "pass", "calls a picture", "training calls",
              "seeds")
 
 

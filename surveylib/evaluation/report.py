@@ -19,7 +19,7 @@ from surveylib.evaluation.win_rate import outcomes
 from surveylib.feedback.choice import NoFiniteFit
 
 PRIOR = 2.0  # of the strengths in the arena, in nats: only felt by techniques that (almost) always win or lose
-COLUMNS = ("technique", "kind", "setting", "seeds", "proxy", "gold", "ahead of base", "pass", "win rate", "diversity",
+COLUMNS = ("technique", "kind", "setting", "seeds", "proxy", "gold", "gain over base", "pass", "win rate", "diversity",
            "KL of path", "held out", "FID to base", "training calls", "calls a picture", "minutes", "seconds a picture",
            "notes")
 
@@ -29,7 +29,7 @@ class Report:
     """Everything a page shows.
 
     Attributes:
-        lines: one dict a technique, base first, then by "ahead of base": the difference in gold (`yardstick` where
+        lines: one dict a technique, base first, then by "gain over base": the difference in gold (`yardstick` where
             there is none) from the base model's pictures of the same seeds, since not all techniques need have the same
             seeds. Means are `Mean`, numbers plain, missing None. "gain" holds such differences by score.
         arena: places by the same, or () where fewer than two techniques were tested on the same pictures.
@@ -83,7 +83,7 @@ def report(folder: str | Path = ROWS) -> Report:
     score = yardstick(tested.values())
     lines = [line_of(title, list(group.values()), bases, [n for n in group if n in old], score)
              for title, group in groups.items()]
-    ranks = {line["technique"]: line["ahead of base"] for line in lines if line["kind"] != BASE}
+    ranks = {line["technique"]: line["gain over base"] for line in lines if line["kind"] != BASE}
     if None in ranks.values():  # no base model was measured with some
         ranks = {title: pooled(list(group.values()), score) for title, group in groups.items()}
     lines.sort(key=lambda line: -ranks[line["technique"]].value if line["kind"] != BASE else -math.inf)
@@ -150,7 +150,7 @@ def line_of(title: str, rows: Sequence[Row], bases: dict, old: Sequence[str], sc
     }
     line["gain"] = {name: gain for name in first["test"]["scores"]
                     if (gain := compared(rows, bases, name, np.subtract)) is not None}
-    line["ahead of base"] = line["gain"].get(score)
+    line["gain over base"] = line["gain"].get(score)
     line["held out"] = {name: pooled(rows, name).numbers() for name in first["test"]["scores"]
                         if name not in ("proxy", "gold", "pass")}
     line["by category"] = by_category(rows)

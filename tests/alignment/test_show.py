@@ -38,7 +38,7 @@ def test_the_next_text_is_on_a_line_of_its_own(tmp_path):
     text = printed(epochs(3, []), tmp_path)
     assert any(line.startswith("cost: ") for line in text.splitlines())
     assert "Expected: 48 pictures drawn" in text and "1.5" in text
-    assert "an epoch's paths and pictures took 3.0 MiB" in " ".join(text.split())
+    assert "an epoch's batch took 3.0 MiB" in " ".join(text.split())
 
 
 def test_only_what_is_printed_is_kept(tmp_path):

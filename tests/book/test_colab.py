@@ -31,7 +31,7 @@ def test_every_chapter_is_where_its_button_points(written):
         nbformat.validate(nbformat.read(notebook, 4))
 
 
-def run_first_cell(notebook, monkeypatch) -> list[str]:
+def run_first_cell(notebook) -> list[str]:
     """What the cell asks the shell and pip for."""
     asked = []
 
@@ -51,11 +51,11 @@ def test_a_fresh_machine_is_set_up_and_another_left_alone(written, monkeypatch, 
     _, [*_, notebook] = written
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert run_first_cell(notebook, monkeypatch) == [] and os.getcwd() == str(tmp_path)
+    assert run_first_cell(notebook) == [] and os.getcwd() == str(tmp_path)
     folder = tmp_path / "survey" / "chapters" / notebook.parent.name
     folder.mkdir(parents=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    clone, install = run_first_cell(notebook, monkeypatch)
+    clone, install = run_first_cell(notebook)
     assert clone.startswith("git clone") and clone.endswith(f"{URL} survey")
     assert install == 'pip install --quiet -e "survey[book]"'
     assert os.getcwd() == str(folder) and sys.path[0] == str(tmp_path / "survey")

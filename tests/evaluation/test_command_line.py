@@ -63,5 +63,5 @@ def test_a_narrow_terminal_gets_the_important_columns():
     cells = [["0.821 [0.793, 0.848]"] * len(COLUMNS)]
     wide, narrow, one = fitting(cells, 1000), fitting(cells, 80), fitting(cells, 5)
     assert wide == list(range(len(COLUMNS)))
-    assert [COLUMNS[n] for n in narrow] == ["technique", "gold", "ahead of base"]
+    assert [COLUMNS[n] for n in narrow] == ["technique", "gold", "gain over base"]
     assert [COLUMNS[n] for n in one] == ["technique"]

@@ -329,7 +329,7 @@ def test_a_seed_that_drew_worse_pictures_does_not_rank_a_technique_lower(tmp_pat
     found = report(tmp_path / "rows")
     base, best, *others = found.lines
     assert base["kind"] == "base" and best["technique"] == "fake" and best["seeds"] == 2
-    assert best["ahead of base"].value == pytest.approx(1) and others
+    assert best["gain over base"].value == pytest.approx(1) and others
     assert all(best["gold"].value < line["gold"].value for line in others)
 
 
