@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import inspect
 import math
+import shutil
 import warnings
 from pathlib import Path
 
@@ -538,3 +539,12 @@ def test_centres_are_where_the_shapes_stand(tmp_path):
             found += 1
             assert sign * (first - second)[k] > 0, caption
     assert found > 20
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_the_attention_of_shapes_sd3_compiles():
+    """In float32 the compiler fuses it, and then asks for a bias of two dimensions."""
+    parts = [torch.randn(2, 2, 5, 8, requires_grad=True) for _ in range(3)]
+    with sd3.copies_of_last_token(8.0):
+        compiled = torch.compile(sd3.attention_with_copies)(*parts)
+        torch.testing.assert_close(compiled, sd3.attention_with_copies(*parts))
