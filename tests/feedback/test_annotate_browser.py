@@ -123,16 +123,36 @@ def lab(tmp_path, browser):
         running.close()
 
 
-def run_cell(page) -> None:
-    """Run the first cell. Before the kernel is connected JupyterLab passes a run over, so it may take several."""
+def kernel_is_ready(lab) -> bool:
+    """The notebook's kernel has started and a page is connected to it. Its state is "idle" from the first answer on."""
+    return any(kernel["connections"] > 0 and kernel["execution_state"] == "idle" for kernel in lab.ask("kernels"))
+
+
+def close_dialogs(page) -> list[str]:
+    """What JupyterLab asked in between (a kernel that is slow to start, one that ended), each answered by its default."""
+    asked = []
+    while page.locator(".jp-Dialog").count():
+        dialog = page.locator(".jp-Dialog").last
+        asked.append(dialog.inner_text())
+        dialog.locator(".jp-mod-accept").first.click()
+        dialog.wait_for(state="detached", timeout=10_000)
+    return asked
+
+
+def run_cell(lab, page) -> None:
+    """Run the first cell. Before the kernel is connected JupyterLab passes a run over or asks for a kernel: wait for it
+    and, where a run was passed over all the same, try again."""
     prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
-    for _ in range(60):
-        page.locator(".jp-CodeCell .jp-InputArea-editor").first.click()
-        page.keyboard.press("Control+Enter")
+    asked = []
+    for _ in range(90):
+        asked += close_dialogs(page)
+        if kernel_is_ready(lab):
+            page.locator(".jp-CodeCell .jp-InputArea-editor").first.focus()  # not a click, which a late dialog takes
+            page.keyboard.press("Control+Enter")
         page.wait_for_timeout(1000)
         if prompt.inner_text().strip() != "[ ]:":
             return
-    raise RuntimeError("the kernel did not take the cell")
+    raise RuntimeError(f"the kernel did not take the cell; kernels: {lab.ask('kernels')}; dialogs: {asked}")
 
 
 @pytest.fixture
@@ -148,7 +168,7 @@ def visitor(lab, browser):
         lab.write_notebook()
         page.goto(f"http://127.0.0.1:{lab.port}/doc/tree/annotate.ipynb?reset")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        run_cell(page)
+        run_cell(lab, page)
         widget = page.locator(".jp-OutputArea .sv-ann[role=region]")
         widget.wait_for()
         return page, widget
