@@ -29,13 +29,14 @@
     });
     seen.sort((a, b) => a.y - b.y);  // names go where nothing stands yet: right or left of the mark, then lower
     const taken = seen.map(p => [p.x - 6, p.y - 6, p.x + 6, p.y + 6]);
+    taken.push([0, top, left, floor]);  // the ticks and the title of the axis
     seen.forEach(p => {
       const name = marks[p.k].querySelector("text");
       let best = null;
-      for (const dy of [0, 1, -1, 2, -2, 3, -3, 4, -4].map(n => n * size)) for (const side of [1, -1]) {
-        const x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - size / 2;
+      for (const n of [0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6]) for (const side of [1, -1]) {
+        const dy = n * size, x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - size / 2;
         const rect = [x0, y0, x0 + p.w, y0 + size];
-        const out = x0 < 4 || x0 + p.w > right + 28 ? 1e6 : 0;  // a name that is cut is worse than one that is covered
+        const out = x0 < 4 || x0 + p.w > right + 28 || y0 < 0 || y0 + size > floor ? 1e6 : 0;  // a name that is cut is worse than one that is covered
         const hits = taken.reduce((n, r) => n + Math.max(0, Math.min(rect[2], r[2]) - Math.max(rect[0], r[0]))
           * Math.max(0, Math.min(rect[3], r[3]) - Math.max(rect[1], r[1])), 0);
         const price = out + hits + Math.abs(dy) / 4 + (side < 0 ? 1 : 0);
@@ -45,6 +46,8 @@
       name.setAttribute("x", best.side * 10);
       name.setAttribute("y", best.dy + size / 3);
       name.setAttribute("text-anchor", best.side > 0 ? "start" : "end");
+      const far = Math.abs(best.dy) > 1.5 * size;  // a name that does not stand beside its mark is tied to it
+      marks[p.k].querySelector(".sv-lead").setAttribute("d", far ? `M0 0L${best.side * 8} ${best.dy}` : "");
     });
     box.querySelector(".sv-note").textContent = missing.length ? "Has no such number: " + missing.join(", ") + "." : "";
   };

@@ -109,7 +109,8 @@ class ScatterChooser(Figure):
             at = (0, 0) if hidden else (LEFT + x * wide, HEIGHT - BOTTOM - y * high)
             parts.append(f'<g data-point="{n}" transform="translate({at[0]:.1f} {at[1]:.1f})"'
                          f'{" style=display:none" if hidden else ""}><path class="sv-bar" fill="none" '
-                         f'style="stroke:{hue};opacity:.45;stroke-width:2"/><path d="{SHAPES[point.shape]}" '
+                         f'style="stroke:{hue};opacity:.45;stroke-width:2"/><path class="sv-lead" fill="none" '
+                         f'style="stroke:var(--sv-rule)"/><path d="{SHAPES[point.shape]}" '
                          f'style="fill:{hue}"/><text class="sv-name" x="10" y="4">{escape(point.name)}</text></g>')
         return "".join(parts)
 

@@ -129,7 +129,7 @@ def kernel_is_ready(lab) -> bool:
 
 
 def close_dialogs(page) -> list[str]:
-    """What JupyterLab asked in between (a kernel that is slow to start, one that ended), each answered by its default."""
+    """What JupyterLab asked in between (a kernel that is slow to start, one that ended), each answered as proposed."""
     asked = []
     while page.locator(".jp-Dialog").count():
         dialog = page.locator(".jp-Dialog").last
