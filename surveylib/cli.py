@@ -6,6 +6,7 @@ Imports of heavy packages happen inside the commands, so that `--help` answers a
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -26,13 +27,13 @@ ModelName = Annotated[str, typer.Argument(help="A shipped model, a full-scale na
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps; default: the model's own.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; default: the model's own.")]
-Seed = Annotated[int, typer.Option(help="Seed of the pictures.")]
+Seed = Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="Seed of the pictures.")]
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     table = Table(title=title)
-    for column in columns:
-        table.add_column(column)
+    for number, column in enumerate(columns):  # a name stays in one piece, to be copied
+        table.add_column(column, no_wrap=number == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -107,6 +108,8 @@ def sample(
             pictures = _steered(loaded, texts, technique, reward, scale, steps, guidance, batch, seed)
         else:
             pictures = _plain(loaded, texts, steps, guidance, batch or len(texts), seed)
+    if not pictures.isfinite().all():
+        raise ValueError("the pictures are not finite" + (f": --strength {strength:g} is too large" * (strength > 1)))
     _write_grid(pictures, len(prompt), out)
     console.print(f"{len(pictures)} pictures in {out}")
 
@@ -119,6 +122,8 @@ def _check_sample(technique: str | None, reward: str | None, scale: str | None, 
         raise ValueError(f"{' and '.join(given)} belong to a sampler: name one with --technique, such as best_of_n")
     if adapter is None and strength != 1.0:
         raise ValueError(f"--strength {strength:g} is that of an adapter: name one with --adapter")
+    if not math.isfinite(strength):
+        raise ValueError(f"--strength {strength:g} must be a finite number, such as 1")
     if technique is not None:
         _sampler(technique, reward, scale)
     if out.suffix.lower() != ".png" or out.is_dir() or not out.absolute().parent.is_dir():
@@ -162,7 +167,7 @@ def _weights_of(adapter: Path) -> Path:
 def _told_of_memory(batch: int) -> Iterator[None]:
     """Memory that runs out while pictures are drawn is told with what saves it."""
     from surveylib.alignment.engine import AlignmentError
-    from surveylib.alignment.memory import out_of_memory
+    from surveylib.runs.memory import out_of_memory
 
     try:
         yield
@@ -269,7 +274,7 @@ Apart = Annotated[float | None, typer.Option(min=0, help="Seconds between checkp
 @app.command()
 def align(
     technique: Annotated[str, typer.Argument(help="Name of a technique; `surveylib techniques` lists them.")],
-    out: Annotated[Path, typer.Option(help="Run folder.")],
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Run folder.")],
     model: Annotated[str | None, typer.Option(help="Default: the preset's.")] = None,
     reward: Annotated[str | None, typer.Option(help="Reward, or proxy, gold, held-out for the scale's, or preference "
                                                     "data; default: the preset's.")] = None,
@@ -291,7 +296,7 @@ def align(
                     config, training)
     epochs = run(recipe, out, pictures_every=pictures_every, tensorboard=tensorboard,
                  checkpoint_seconds=checkpoint_seconds)
-    show(epochs, recipe, out, console, tensorboard)
+    show(epochs, recipe, Path(out), console, tensorboard)
 
 
 @app.command()

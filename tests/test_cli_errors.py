@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from surveylib import cli
 from surveylib.alignment.processes import leave_group
 from surveylib.alignment.run import PROMPTS_FILE, read_recipe
+from surveylib.diffusion.lora import add_lora, save_lora
+from surveylib.diffusion.tiny import TINY
+from surveylib.diffusion.zoo import FULL_SCALE, load_model
 from surveylib.evaluation.protocol import Budget, Protocol
 from surveylib.rewards.contract import FunctionReward
 from surveylib.rewards.registry import load_reward
@@ -67,6 +71,7 @@ def no_model(monkeypatch):
     (["--technique", "best_of_n", "--reward", "nope"], "unknown reward"),
     (["--technique", "best_of_n", "--scale", "huge"], "unknown scale"),
     (["--adapter", "gone"], "--adapter gone: there is no such"),
+    (["--adapter", ".", "--strength", "inf"], "--strength inf must be a finite number"),
 ])
 def test_options_of_sample(monkeypatch, capsys, no_model, options, words):
     assert words in refused(monkeypatch, capsys, "sample", "tiny-sd", "--prompt", "a cat", *options)
@@ -77,6 +82,42 @@ def test_a_run_without_an_adapter(monkeypatch, capsys, tmp_path, no_model, insid
     (tmp_path / inside).mkdir() if inside == "pipeline" else (tmp_path / inside).write_text("{}")
     assert words in refused(monkeypatch, capsys, "sample", "tiny-sd", "--prompt", "a cat", "--adapter", tmp_path,
                             "--out", tmp_path / "x.png")
+
+
+def test_a_run_given_as_a_model(monkeypatch, capsys, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "pytorch_lora_weights.safetensors").write_bytes(b"")
+    said = refused(monkeypatch, capsys, "sample", tmp_path, "--prompt", "a cat", "--out", tmp_path / "x.png")
+    assert f"surveylib sample MODEL --adapter {tmp_path}" in said
+
+
+def test_a_strength_that_is_too_large_writes_no_picture(monkeypatch, capsys, tmp_path):
+    model = load_model("tiny-sd")
+    add_lora(model, 2)
+    with torch.no_grad():
+        for parameter in model.trainable_parameters():
+            parameter.fill_(1.0)
+    save_lora(model, tmp_path)
+    said = refused(monkeypatch, capsys, "sample", "tiny-sd", "--prompt", "a cat", "--count", 1, "--steps", 2,
+                   "--adapter", tmp_path, "--strength", "1e30", "--out", tmp_path / "x.png")
+    assert "--strength 1e+30 is too large" in said and not (tmp_path / "x.png").exists()
+
+
+def test_a_seed_beyond_64_bits_and_an_empty_run_folder(monkeypatch, capsys, tmp_path, no_model):
+    for start in (["sample", "tiny-sd", "--prompt", "a cat", "--out", tmp_path / "x.png"],
+                  ["align", "ddpo", "--out", tmp_path / "x"]):
+        assert surveylib(monkeypatch, *start, "--seed", 2**63) == 2
+        assert str(2**63 - 1) in capsys.readouterr().err
+    assert "--out is empty" in refused(monkeypatch, capsys, "align", "ddpo", "--scale", "rehearsal", "--out", "")
+
+
+@pytest.mark.parametrize("command", ["techniques", "models"])
+def test_names_in_tables_are_whole_in_a_narrow_terminal(monkeypatch, capsys, command):
+    monkeypatch.setattr(cli, "console", Console(width=80))
+    assert surveylib(monkeypatch, command) == 0
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert all(f" {name} " in said for name in (technique_names() if command == "techniques" else [*TINY, *FULL_SCALE]))
 
 
 @pytest.mark.parametrize(("content", "words"), [

@@ -6,32 +6,38 @@ written once (and once more after each resuming). The checkpoint names the folde
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from surveylib.alignment.memory import FREE
 from surveylib.alignment.processes import Processes
 from surveylib.runs.checkpoint import STATE_FILE, load_checkpoint, save_checkpoint, write_atomically
 
 FORMAT = 1  # of the checkpoint's content; raise it when older checkpoints can no longer be read
 IDENTITY_FILE, CHECKPOINT, LOCK = "identity.json", "checkpoint", ".lock"
 REFERENCE = "reference"
+OWN_NAMES = re.compile(rf"({CHECKPOINT}|{REFERENCE}-\d+)(\.new|\.old)?")  # what is written and deleted here
+NAMED = 4  # differing fields that a message lists
 SMALL = 64 * 2**20  # bytes of trained weights up to which a checkpoint, about four times that, takes a second or so
 SECONDS = 300.0  # between checkpoints of larger ones
 
 
 class CheckpointFolder:
-    """Checkpoints of one run under `path`. Rank 0 writes, all ranks read.
+    """Checkpoints of one run under `path`. Rank 0 writes, all ranks read. Settings in `FREE` may differ from those of
+    the run that began it.
 
     Raises (on entering):
         ValueError: the folder is in use by another process, or holds another run or another format; says what differs.
+        It holds no run, but files under the names of a run's, which would be written over or deleted.
     """
 
     def __init__(self, path: str | Path, identity: dict[str, Any], processes: Processes) -> None:
@@ -62,6 +68,7 @@ class CheckpointFolder:
     def _claim(self) -> None:
         file = self.path / IDENTITY_FILE
         if not file.exists():
+            check_free(self.path, (path for path in self.path.iterdir() if OWN_NAMES.fullmatch(path.name)))
             write_atomically(file, json.dumps(self.identity, indent=1))
             return
         try:
@@ -73,11 +80,10 @@ class CheckpointFolder:
         if found.get("format") != FORMAT:
             raise ValueError(f"{self.path} holds a run of format {found.get('format')}, and this version of surveylib "
                              f"writes format {FORMAT}: go on with the version that began it, or choose another folder")
-        different = [key for key in self.identity if found.get(key) != json.loads(json.dumps(self.identity[key]))]
-        if different:
-            key = different[0]
-            raise ValueError(f"{self.path} holds another run: its {key} is {str(found.get(key))[:120]}, this run's is "
-                             f"{str(self.identity[key])[:120]}. Choose another folder, or delete this one")
+        asked = json.loads(json.dumps(self.identity))
+        if different := [words for key in asked if (words := _difference(key, found.get(key), asked[key]))]:
+            raise ValueError(f"{self.path} holds another run: {'; '.join(different)}. Choose another folder, or delete "
+                             "this one")
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, or None.
@@ -93,7 +99,7 @@ class CheckpointFolder:
         if state is not None and not isinstance(state, dict):
             raise ValueError(f"{folder / STATE_FILE} is damaged: it holds no state; delete {folder} to start anew")
         if state is not None and (name := state.pop(REFERENCE, None)) is not None:
-            state["snapshots"] = {**state["snapshots"], REFERENCE: self._load_reference(name)}
+            state["snapshots"] = {**state.get("snapshots", {}), REFERENCE: self._load_reference(name)}
         return state
 
     def _load_reference(self, name: str) -> dict[str, Tensor]:
@@ -135,6 +141,46 @@ class CheckpointFolder:
             save_checkpoint(self.path / name, reference)
             self._reference = reference, changes, name
         return self._reference[2]
+
+
+def check_free(folder: Path, taken: Iterable[Path]) -> None:
+    """Refuses to begin a run in a folder with files of something else.
+
+    Raises:
+        ValueError: `taken`, what lies there under names that the run would use, is not empty; the message names them.
+    """
+    if names := sorted(path.name for path in taken):
+        raise ValueError(f"{folder} holds no run, but {', '.join(names)}: a run writes and deletes files of "
+                         f"{'this name' if len(names) == 1 else 'these names'}. Choose another folder, or move them")
+
+
+def _difference(key: str, found: Any, asked: Any) -> str:
+    """In words what differs between two entries of an identity; "" where nothing does that counts."""
+    if found == asked:
+        return ""
+    if key == "prompts":
+        return "it has other prompts"
+    old, new = _fields(found), _fields(asked)
+    if old is None or new is None:
+        return f"its {key} is {str(found)[:120]}, this run's is {str(asked)[:120]}"
+    names = [name for name in dict.fromkeys([*old, *new]) if name not in FREE and old.get(name) != new.get(name)]
+    there, here = (", ".join(f"{n}={named[n]}" if n in named else f"without {n}" for n in names[:NAMED])
+                   for named in (old, new))
+    more = f" ({len(names)} differ)" if len(names) > NAMED else ""
+    return f"its {key} is {there}, this run's is {here}{more}" if names else ""
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """The fields of an entry of an identity: a dict, or the text of a dataclass; None where it has none."""
+    if not isinstance(value, str):
+        return value if isinstance(value, dict) else None
+    try:
+        call = ast.parse(value, mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(call, ast.Call) or call.args:
+        return None
+    return {"kind": ast.unparse(call.func)} | {named.arg: ast.unparse(named.value) for named in call.keywords}
 
 
 class Saving:

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surveylib.alignment.checkpoints import CHECKPOINT as CHECKPOINTS
 from surveylib.alignment.checkpoints import CheckpointFolder, Saving, usual_pause
-from surveylib.alignment.memory import CHECKPOINT, can_recompute, out_of_memory, recompute, stored_bytes
+from surveylib.alignment.memory import CHECKPOINT, can_recompute, recompute, stored_bytes
 from surveylib.alignment.pictures import draw_pictures, sheet_due, shown_prompts
 from surveylib.alignment.processes import AlignmentError, Processes
 from surveylib.alignment.sharding import gathered_tree, shard
@@ -32,8 +33,9 @@ from surveylib.diffusion.speed import autocast_type, plain_attention
 from surveylib.diffusion.timesteps import times_of_uniform
 from surveylib.diffusion.weights import gathered, sharded_like
 from surveylib.runs.ledger import Ledger
+from surveylib.runs.memory import out_of_memory
 from surveylib.runs.randomness import permutation, seed_of
-from surveylib.techniques.contract import Batch, Draw, Signal, Technique, TechniqueError, Training
+from surveylib.techniques.contract import Batch, Draw, Preset, Sampler, Signal, Technique, TechniqueError, Training
 
 HALF = (torch.float16, torch.bfloat16)
 SCALE = 2.0**10  # first factor of the summed loss where gradients go through float16
@@ -84,9 +86,10 @@ def align(
     Args:
         model: its network gets a LoRA adapter (``training.lora_rank``), or all its weights are trained.
         technique, training: see the contract. signal: a reward, or preference data.
-        prompts: texts to draw for; ignored by techniques that learn from recorded feedback alone.
+        prompts: list of texts to draw for; ignored by techniques that learn from recorded feedback alone.
         seed: names all randomness of the run.
-        out: folder for checkpoints; None keeps nothing. A run found there is gone on with.
+        out: folder for checkpoints; None keeps nothing. A run found there is gone on with; its micro_batch and
+            sample_batch, and `checkpoint`, may differ: the update is the same, up to the rounding of another order.
         processes: default: what accelerate or torchrun started.
         each: called with every epoch's progress before its checkpoint is written, such as a log: what it keeps of a
             later epoch than the checkpoint's comes again.
@@ -98,19 +101,30 @@ def align(
         checkpoint: recompute the network's blocks in the backward pass instead of storing their activations (slower).
 
     Raises (at the first ``next``):
-        TechniqueError: model, signal or settings that do not fit; `checkpoint` for a network that has none.
+        TechniqueError: model, technique, signal, prompts or training of another type, or that do not fit; an adapter on
+        the model that is not of the training's rank and alpha; `checkpoint` for a network that has none.
         ValueError: samples that do not divide over the processes; a run folder that is in use, damaged, or holds
         another run; negative seconds.
         AlignmentError: a loss or gradient that is not finite, memory that ran out.
     """
     if checkpoint_seconds is not None and not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds={checkpoint_seconds} must be 0 or more, or None")
-    run = Alignment(model, technique, signal, list(prompts), training, seed, processes or Processes(), checkpoint)
+    run = Alignment(model, technique, signal, prompts, training, seed, processes or Processes(), checkpoint)
     pause = usual_pause(run.parameters) if checkpoint_seconds is None else checkpoint_seconds
     with CheckpointFolder(out, run.identity, run.processes) if out is not None else nullcontext() as folder:
         if folder is not None and (state := folder.load()) is not None:
-            run.load_state_dict(state)
+            _go_on(run, state, folder.path / CHECKPOINTS)
         yield from _epochs(run, Saving(folder, run.state_dict, pause), each, pictures_every)
+
+
+def _go_on(run: Alignment, state: dict[str, Any], place: Path) -> None:
+    try:
+        run.load_state_dict(state)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(f"{place} does not fit this run or is damaged ({error!r}); delete it to start anew"
+                         ) from error
 
 
 def _epochs(run: Alignment, saving: Saving, each: Callable[[Progress], None] | None, every: int) -> Iterator[Progress]:
@@ -132,11 +146,12 @@ class Alignment:
     """The state of one run: model, technique, optimiser, ledger. `advance` does one epoch."""
 
     def __init__(self, model, technique, signal, prompts, training, seed, processes, checkpoint: bool = False) -> None:
+        check_given(model, technique, prompts, training)
         technique.check(model, signal, training)
         self.model, self.technique, self.signal = model, technique, signal
-        self.prompts, self.training, self.seed, self.processes = prompts, training, seed, processes
+        self.prompts, self.training, self.seed, self.processes = list(prompts), training, seed, processes
         self.from_prompts = not {"pairs", "rankings", "binary"} & set(technique.needs) or "online" in technique.needs
-        if self.from_prompts and not prompts:
+        if self.from_prompts and not self.prompts:
             raise TechniqueError(f"{technique.name} draws pictures for prompts and got none")
         self.mine = processes.share(training.samples)
         kept = model.dtype
@@ -415,13 +430,59 @@ class Alignment:
             self.scaler.load_state_dict(state["scaler"])
 
 
+def check_given(model: Any, technique: Any, prompts: Any, training: Any) -> None:
+    """Refuses what is of another type than a run needs.
+
+    Raises:
+        TechniqueError: says what was given and what makes the right thing.
+    """
+    if not isinstance(technique, Technique):
+        what = f"the class {technique.__name__}" if isinstance(technique, type) else f"a {type(technique).__name__}"
+        ways = "DDPO(DDPOConfig()), or technique_class('ddpo')() of a name"
+        if isinstance(technique, Sampler):
+            ways = "a sampler trains nothing, call its sample(model, prompts, reward)"
+        raise TechniqueError(f"technique is {what}; give an object of a technique that trains: {ways}")
+    if not isinstance(model, DiffusionModel):
+        raise TechniqueError(f"model is a {type(model).__name__}; give a DiffusionModel: load_model(name or folder), "
+                             "or from_pipeline(pipeline)")
+    if not isinstance(training, Training):
+        way = "its .training" if isinstance(training, Preset) else "Training(epochs=..., ...)"
+        raise TechniqueError(f"training is a {type(training).__name__}; give a Training: {way}")
+    if not isinstance(technique.config, technique.Config):
+        raise TechniqueError(f"{technique.name}: its config is a {type(technique.config).__name__}; give a "
+                             f"{technique.Config.__name__}")
+    if isinstance(prompts, str):
+        raise TechniqueError(f"prompts is one text; give a list: [{prompts!r}]")
+    if wrong := [prompt for prompt in prompts if not isinstance(prompt, str)]:
+        raise TechniqueError(f"a prompt is a text, and one of the prompts is a {type(wrong[0]).__name__}: {wrong[0]!r}")
+
+
+def _check_adapter(model: DiffusionModel, training: Training) -> None:
+    """An adapter that is there already is trained on: it must be the one that the training asks for."""
+    asked = training.lora_rank, training.lora_rank if training.lora_alpha is None else training.lora_alpha
+    there = {(layer.r[name], layer.lora_alpha[name]) for layer in lora_layers(model.network) for name in layer.r}
+    if there != {asked}:
+        found = " and ".join(f"rank {rank} and alpha {alpha:g}" for rank, alpha in sorted(there))
+        rank, alpha = max(there)
+        raise TechniqueError(f"the network has an adapter of {found} already, and the training asks for rank "
+                             f"{asked[0]} and alpha {asked[1]:g}. For a fresh one load the model anew, load_model(...);"
+                             f" to train on the one that is there, set lora_rank={rank}, lora_alpha={alpha:g}")
+
+
 def prepare_weights(model: DiffusionModel, training: Training, seed: int, processes: Processes | None = None) -> None:
     """Says which weights are the policy: a fresh LoRA adapter (or the one that is there), or the whole network with a
     copy of it as the reference. What came in half precision is trained in float32: AdamW's eps is zero in float16.
-    Then cuts the weights over the processes, where that was asked for."""
+    Then cuts the weights over the processes, where that was asked for.
+
+    Raises:
+        TechniqueError: an adapter that is there and is not of the training's rank and alpha, or all weights are to be
+        trained.
+    """
     if training.lora_rank is not None:
         if not lora_layers(model.network):
             add_lora(model, training.lora_rank, training.lora_alpha, training.lora_targets, seed)
+        else:
+            _check_adapter(model, training)
         for p in model.trainable_parameters():
             p.data = p.data.float() if p.dtype in HALF else p.data
     elif lora_layers(model.network):

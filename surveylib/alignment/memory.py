@@ -1,21 +1,14 @@
-"""Memory: how its end is told from other errors, and the network's blocks computed twice to need less of it."""
+"""Memory: what an epoch keeps, and the network's blocks computed twice to need less of it."""
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from surveylib.techniques.contract import Batch, TechniqueError
 
 CHECKPOINT = "checkpoint"  # the setting's name, as where a technique has one of its own
-ON_CPU = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory")  # in a plain RuntimeError
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
+# Settings of memory and time: the update is the same sum, up to the rounding of its order. A run may change them.
+FREE = ("micro_batch", "sample_batch", CHECKPOINT)
 
 
 def stored_bytes(batch: Batch) -> int:

@@ -118,7 +118,9 @@ def public(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def liked_and_disliked(records: Iterable[Record]) -> Iterator[Record]:
-    """Likes out of pairs, as Diffusion-KTO takes them from Pick-a-Pic: the preferred picture is liked, the other not.
+    """Likes out of pairs: the preferred picture is liked, the other not.
+
+    Ours: Diffusion-KTO's code calls a picture of Pick-a-Pic liked if it won any of its comparisons.
 
     A tie says nothing about either picture and stays a pair, which who wants likes leaves out and counts; so do
     records of other kinds.

@@ -25,16 +25,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from surveylib.alignment.checkpoints import IDENTITY_FILE
+from surveylib.alignment.checkpoints import IDENTITY_FILE, OWN_NAMES, check_free
 from surveylib.alignment.engine import Progress, align
 from surveylib.alignment.expected import expected, recorded_kind
-from surveylib.alignment.logs import METRICS_FILE, Log, read_rows, writes_events
-from surveylib.alignment.memory import CHECKPOINT
+from surveylib.alignment.logs import METRICS_FILE, PICTURES, Log, read_rows, writes_events
+from surveylib.alignment.memory import CHECKPOINT, FREE
 from surveylib.alignment.preferences import OWN, check_preferences, load_preferences
 from surveylib.alignment.processes import Processes
 from surveylib.alignment.settings import reward_of_role, setting
@@ -52,6 +53,9 @@ from surveylib.techniques.registry import preset, technique_class
 
 RECIPE_FILE, DONE_FILE, ADAPTER, PIPELINE, EMA = "recipe.json", "done.json", "adapter", "pipeline", "ema"
 PROMPTS_FILE = "prompts.txt"
+USED = re.compile(rf"{OWN_NAMES.pattern}|({ADAPTER}|{PIPELINE})(_{EMA})?|{PICTURES}|tensorboard|"
+                  rf"{re.escape(METRICS_FILE)}|{re.escape(DONE_FILE)}|{re.escape(PROMPTS_FILE)}")  # names in its folder
+SEEDS = range(-(2**63), 2**63)  # that a generator takes
 FORMAT = 1
 
 
@@ -82,8 +86,10 @@ class Recipe:
 
         Raises:
             TechniqueError: a sampler, which has nothing to train, a field that does not exist, or a value that it does
-            not take.
+            not take; a seed of more than 64 bits.
         """
+        if self.seed not in SEEDS:
+            raise TechniqueError(f"seed {self.seed} is too large: it lies between {SEEDS.start} and {SEEDS.stop - 1}")
         found = technique_class(self.technique)
         if issubclass(found, Sampler):
             raise TechniqueError(f"{self.technique} changes how a model is sampled and trains nothing: "
@@ -183,6 +189,9 @@ def run(
 ) -> Iterator[Progress]:
     """Starts a run in `out`, or goes on with the same recipe there: checks and loads, then yields once an epoch.
 
+    "micro_batch", "sample_batch" and "checkpoint" may differ from the run's that is gone on with: the update is the
+    same, up to the rounding of sums in another order. After the first epoch the recipe there names the new values.
+
     Args:
         recipe, out: what to run, and its folder. pictures_every: epochs between sheets of pictures, 0 for none.
         tensorboard: also write TensorBoard's event files; None: where the package is installed.
@@ -192,18 +201,36 @@ def run(
     Raises:
         AlignmentError: event files are asked for and TensorBoard is not installed; DeepSpeed, or FSDP
         in a way that is not supported.
-        ValueError: `out` holds a run of another recipe, or is in use. TechniqueError: settings that do not fit.
+        ValueError: `out` holds a run of another recipe, or is in use, or holds files of no run under names that a run
+        uses. TechniqueError: settings that do not fit.
     """
     writes_events(tensorboard)
+    if not str(out):
+        raise ValueError("a run needs a folder: --out is empty")
     out, processes = Path(out), Processes()
-    check_folder(out)
+    check_folder(out, recipe.prompts is not None)
     kept, begun = out / PROMPTS_FILE, (out / RECIPE_FILE).exists()
     if begun:
         _check_same(read_recipe(out), _as_read(recipe), out)
     ready = prepare(replace(recipe, prompts=str(kept)) if begun and kept.exists() else recipe, processes)
     technique_class(recipe.technique)(ready.preset.config).check(ready.model, ready.signal, ready.preset.training)
     steps = _execute(ready, out, processes, pictures_every, tensorboard, checkpoint_seconds)
-    return _claimed(steps, ready, recipe, out) if processes.main and not begun else steps
+    if not processes.main:
+        return steps
+    if not begun:
+        return _claimed(steps, ready, recipe, out)
+    return steps if read_recipe(out) == _as_read(recipe) else _rewritten(steps, recipe, out)
+
+
+def _rewritten(steps: Iterator[Progress], recipe: Recipe, out: Path) -> Iterator[Progress]:
+    """The steps of a run gone on with under changed settings; after the first, its recipe has them."""
+    try:
+        for number, progress in enumerate(steps):
+            if number == 0:
+                write_atomically(out / RECIPE_FILE, _text(recipe))
+            yield progress
+    finally:
+        steps.close()
 
 
 def _claimed(steps: Iterator[Progress], ready: Prepared, recipe: Recipe, out: Path) -> Iterator[Progress]:
@@ -218,8 +245,9 @@ def _claimed(steps: Iterator[Progress], ready: Prepared, recipe: Recipe, out: Pa
         raise
 
 
-def check_folder(out: Path) -> None:
-    """Refuses, before anything is loaded, a place that cannot hold a run, or a log that cannot be gone on with.
+def check_folder(out: Path, prompts: bool = False) -> None:
+    """Refuses, before anything is loaded, a place that cannot hold a run, files of something else where a run would
+    begin, or a log that cannot be gone on with. prompts: the run brings prompts, which are compared with those there.
 
     Raises:
         ValueError: names the file.
@@ -229,6 +257,9 @@ def check_folder(out: Path) -> None:
         raise ValueError(f"a run needs a folder, and {place} is a file: choose another place than {out}")
     if not os.access(place, os.W_OK):
         raise ValueError(f"nothing can be written to {place}: choose another place than {out}")
+    if out.is_dir() and not any((out / name).exists() for name in (RECIPE_FILE, IDENTITY_FILE)):
+        check_free(out, (path for path in out.iterdir() if USED.fullmatch(path.name)
+                         and not (prompts and path.name == PROMPTS_FILE)))
     for number, row in enumerate(read_rows(out), 1):
         if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
             raise ValueError(f"{out / METRICS_FILE} is damaged: line {number} names no epoch. Delete this line, or the "
@@ -260,9 +291,13 @@ def _as_read(recipe: Recipe) -> Recipe:
 
 
 def _check_same(found: Recipe, asked: Recipe, out: Path) -> None:
-    """Refuses to go on with another recipe in a run's folder, and names what differs."""
-    if different := [f.name for f in fields(Recipe) if getattr(found, f.name) != getattr(asked, f.name)]:
-        said = ", ".join(f"{n} is {getattr(found, n)!r} there and {getattr(asked, n)!r} here" for n in different)
+    """Refuses to go on with another recipe in a run's folder, and names what differs; settings in `FREE` may."""
+    def compared(recipe: Recipe, name: str) -> Any:
+        value = getattr(recipe, name)
+        return {k: v for k, v in value.items() if k not in FREE} if name in ("config", "training") else value
+
+    if different := [f.name for f in fields(Recipe) if compared(found, f.name) != compared(asked, f.name)]:
+        said = ", ".join(f"{n} is {compared(found, n)!r} there and {compared(asked, n)!r} here" for n in different)
         raise ValueError(f"{out} holds a run of another recipe: {said}. Choose another folder, or delete this one")
 
 

@@ -7,7 +7,7 @@ CARDS = (
     Card("lee2023", "Lee et al. 2023", "reward_weighted",
          "Aligning Text-to-Image Models using Human Feedback",
          "2302.12192", "arXiv", 2023,
-         group="weighted regression", lists=("RLHF",), needs=("reward", "pairs"),
+         group="weighted regression", lists=("RLHF",), needs=("reward", "binary"),
          chapter="techniques/01_weighting_by_reward"),
     Card("rwr", "RWR", "reward_weighted",
          "Training Diffusion Models with Reinforcement Learning",
@@ -18,7 +18,7 @@ CARDS = (
     # reward_weighted: ranked fine-tuning
     Card("raft", "RAFT", "reward_weighted",
          "RAFT: Reward rAnked FineTuning for Generative Foundation Model Alignment",
-         "2304.06767", "TMLR", 2024,
+         "2304.06767", "TMLR", 2023,
          group="ranked fine-tuning", needs=("reward", "online"), chapter="techniques/01_weighting_by_reward",
          module="surveylib.techniques.reward_weighted.raft"),
     # reward_weighted: forward-process RL

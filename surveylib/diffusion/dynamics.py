@@ -199,7 +199,8 @@ class DDPM(Dynamics):
 
 
 class TurboAncestral(Dynamics):
-    """The few-step ancestral sampler of SD-Turbo and SDXL-Turbo (diffusers' EulerAncestralDiscreteScheduler).
+    """The few-step ancestral sampler of SDXL-Turbo (diffusers' EulerAncestralDiscreteScheduler); the scheduler that
+    SD-Turbo comes with is the deterministic Euler, which is `DDIM` with eta = 0.
 
     In variance-exploding coordinates k = s/a: k_up² = k'² (k² - k'²)/k², k_down = k'²/k, x' = x0 + k_down eps + k_up z.
     Brought back to x this is DDIM with eta = 1 (a test says so), on a ``trailing`` grid of 1 to 4 steps.

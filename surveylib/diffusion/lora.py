@@ -12,6 +12,7 @@ alpha = 2r loads at half its strength, with no error.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,12 +111,14 @@ def save_lora(model, folder: str | Path, write: bool = True) -> Path:
         raise ValueError("the network has no adapter to save; add_lora(model) attaches one")
     part = _component(model)
     layers = get_peft_model_state_dict(model.network, adapter_name=POLICY)
+    metadata = {name: sorted(value) if isinstance(value, set) else value  # sets have another order in each process
+                for name, value in model.network.peft_config[POLICY].to_dict().items()}
     model.pipeline.save_lora_weights(
         folder,
         is_main_process=write,
         **{
             f"{part}_lora_layers": {name: gathered(value) for name, value in layers.items()},
-            f"{part}_lora_adapter_metadata": model.network.peft_config[POLICY].to_dict(),
+            f"{part}_lora_adapter_metadata": metadata,
         },
     )
     return Path(folder) / WEIGHT_FILE
@@ -124,7 +127,8 @@ def save_lora(model, folder: str | Path, write: bool = True) -> Path:
 def load_lora(model, folder: str | Path, trainable: bool = False) -> None:
     """Load an adapter saved by `save_lora` (or by diffusers) into `model`, as its policy.
 
-    The base weights are frozen; the adapter's are too unless `trainable`. Warns when the file carries no alpha.
+    `folder` holds the file, or is that of a run, which has it in ``adapter/``; or it is the file. The base weights are
+    frozen; the adapter's are too unless `trainable`. Warns when the file carries no alpha.
 
     Raises FileNotFoundError when there is no such file, ValueError when it cannot be read, does not fit the network, or
     the network has an adapter already.
@@ -132,7 +136,7 @@ def load_lora(model, folder: str | Path, trainable: bool = False) -> None:
     if lora_layers(model.network):
         raise ValueError("the network has an adapter already; load the model anew before loading another")
     part = _component(model)
-    path = Path(folder) / WEIGHT_FILE if Path(folder).is_dir() else Path(folder)
+    path = adapter_file(folder) or (Path(folder) / WEIGHT_FILE if Path(folder).is_dir() else Path(folder))
     if not path.is_file():
         raise FileNotFoundError(f"no LoRA weights at {path}; save_lora(model, folder) writes {WEIGHT_FILE}")
     keys, metadata = _read(path)
@@ -144,8 +148,10 @@ def load_lora(model, folder: str | Path, trainable: bool = False) -> None:
     foreign = [key for key in keys if key.split(".")[0] != part]
     if foreign:
         raise ValueError(f"{path} was trained for another kind of network: {foreign[0]} does not begin with {part!r}")
+    _check_fit(path, keys, part, model.network)
     try:
-        model.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=POLICY)
+        with _without_notes():
+            model.pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=POLICY)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} does not fit {type(model.network).__name__}: {error}") from error
     model.network.requires_grad_(False)
@@ -156,12 +162,54 @@ def load_lora(model, folder: str | Path, trainable: bool = False) -> None:
             parameter.requires_grad_(trainable)
 
 
-def _read(path: Path) -> tuple[list[str], dict | None]:
-    """The names of the weights and the metadata of a safetensors file."""
+def adapter_file(folder: str | Path) -> Path | None:
+    """The LoRA weights in a folder, its own or, of a run, those in ``adapter/``; None where there are none."""
+    places = (Path(folder) / WEIGHT_FILE, Path(folder) / "adapter" / WEIGHT_FILE)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _check_fit(path: Path, shapes: dict[str, tuple[int, ...]], part: str, network: nn.Module) -> None:
+    """Refuses an adapter of another network in one line: peft would list every weight. Files under older names pass,
+    and so do layers of kinds that are not known here."""
+    modules = dict(network.named_modules())
+    for key, shape in shapes.items():
+        name, _, matrix = key.removeprefix(f"{part}.").removesuffix(".weight").rpartition(".")
+        if matrix not in ("lora_A", "lora_B"):
+            continue
+        if name not in modules:
+            raise ValueError(f"{path} does not fit {type(network).__name__}: it adapts {name}, which this network has "
+                             "not: give the model it was trained on")
+        weight = getattr(modules[name], "weight", None)
+        side = 1 if matrix == "lora_A" else 0
+        if isinstance(weight, torch.Tensor) and weight.ndim > 1 and weight.shape[side] != shape[side]:
+            raise ValueError(f"{path} does not fit {type(network).__name__}: the adapter fits {shape[side]} channels "
+                             f"at {name}, this network has {weight.shape[side]}: give the model it was trained on")
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """diffusers warns of each text encoder that an adapter of the network does not change: there is none that does."""
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No LoRA keys associated")
+
+    loggers = [logging.getLogger(f"diffusers.loaders.{name}") for name in ("lora_base", "lora_pipeline", "peft")]
+    for logger in loggers:
+        logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(wanted)
+
+
+def _read(path: Path) -> tuple[dict[str, tuple[int, ...]], dict | None]:
+    """The weights' names and shapes and the metadata of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = (file.metadata() or {}).get("lora_adapter_metadata")
-            return list(file.keys()), json.loads(metadata) if metadata else None
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            return shapes, json.loads(metadata) if metadata else None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error}); save or copy it again") from error
 

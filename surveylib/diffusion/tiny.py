@@ -17,6 +17,7 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -183,9 +184,9 @@ def tiny_flux(distilled: bool = True) -> FluxPipeline:
     )
 
 
-def _turbo(pipeline: DiffusionPipeline) -> DiffusionPipeline:
-    """Give `pipeline` the few-step scheduler settings of SD-Turbo and SDXL-Turbo: trailing spacing."""
-    pipeline.scheduler = EulerDiscreteScheduler(
+def _turbo(pipeline: DiffusionPipeline, scheduler: type) -> DiffusionPipeline:
+    """Give `pipeline` the few-step scheduler settings of SD-Turbo (Euler) or SDXL-Turbo (ancestral Euler)."""
+    pipeline.scheduler = scheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing", steps_offset=1,
     )
     return pipeline
@@ -197,8 +198,8 @@ TINY: dict[str, Callable[[], DiffusionPipeline]] = {
     "tiny-sd3": tiny_sd3,
     "tiny-flux": tiny_flux,
     "tiny-flux-schnell": lambda: tiny_flux(distilled=False),
-    "tiny-sd-turbo": lambda: _turbo(tiny_sd()),
-    "tiny-sdxl-turbo": lambda: _turbo(tiny_sdxl()),
+    "tiny-sd-turbo": lambda: _turbo(tiny_sd(), EulerDiscreteScheduler),
+    "tiny-sdxl-turbo": lambda: _turbo(tiny_sdxl(), EulerAncestralDiscreteScheduler),
 }
 
 

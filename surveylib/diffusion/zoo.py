@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,8 @@ def load_model(
         settings: any of `pipelines.SETTINGS`; they go before those of the folder's ``surveylib.json``.
 
     Raises:
-        ValueError: an unknown name, device, dtype or setting; the message lists what exists.
+        ValueError: an unknown name, device, dtype or setting, the message lists what exists; a setting out of range;
+        the folder of a run or an adapter, which is no model.
         ModelUnavailable: weights missing, damaged or not to be had, or no GPU; the message says what to do.
     """
     name = str(name_or_path)
@@ -146,12 +148,15 @@ def check_model(name: str, device: str | torch.device | None = None, allow_cpu: 
     """Refuses a model that `load_model` would refuse before it looks at weights; returns the device it would take.
 
     Raises:
-        ValueError: an unknown name or device; the message lists what exists.
+        ValueError: an unknown name or device, the message lists what exists; the folder of a run or an adapter.
         ModelUnavailable: a full-scale model without a GPU.
     """
     small = name in TINY or name in shipped_models()
     place = _check_device(device, small)
-    if small or (name not in FULL_SCALE and Path(name).is_dir()):
+    if small:
+        return place
+    if name not in FULL_SCALE and Path(name).is_dir():
+        _check_no_run(Path(name))
         return place
     if name not in FULL_SCALE:
         other = ", which is a CLIPModel and draws nothing: `python -m surveylib.worlds.shapes.caption_choice` scores it"
@@ -167,6 +172,21 @@ def check_model(name: str, device: str | torch.device | None = None, allow_cpu: 
             "a tiny random model"
         )
     return place
+
+
+def _check_no_run(folder: Path) -> None:
+    """Refuses a folder that `align` or `save_lora` wrote, and says how its weights are used."""
+    from surveylib.diffusion.lora import adapter_file  # which imports peft, and that is slow
+
+    if (folder / "model_index.json").exists():
+        return
+    if (folder / "pipeline" / "model_index.json").is_file():
+        raise ValueError(f"{folder} is a run and no model; the model that it trained is {folder / 'pipeline'}")
+    if adapter_file(folder) is not None:
+        raise ValueError(f"{folder} is a run or an adapter and no model: `surveylib sample MODEL --adapter {folder}`, "
+                         f"in Python load_lora(load_model(MODEL), {str(folder)!r}), with the model it was trained on")
+    if (folder / "recipe.json").is_file():
+        raise ValueError(f"{folder} is a run that is not finished, and no model: surveylib resume {folder}")
 
 
 def shipped_models() -> list[str]:
@@ -458,6 +478,20 @@ def _check_settings(settings: dict[str, Any], where: str) -> None:
     unknown = set(settings) - set(SETTINGS)
     if unknown:
         raise ValueError(f"{where}: unknown setting {sorted(unknown)[0]!r}; there are {', '.join(SETTINGS)}")
+    settings = {key: value for key, value in settings.items() if value is not None}
+    for key in ("default_steps", "max_sequence_length"):
+        if not _is_count(settings.get(key, 1)):
+            raise ValueError(f"{where}: {key} = {settings[key]!r}; allowed: a whole number, 1 or more")
+    guidance = settings.get("default_guidance", 1.0)
+    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance < inf:
+        raise ValueError(f"{where}: default_guidance = {guidance!r}; allowed: a finite number, 0 or more")
+    size = settings.get("resolution", 1)
+    if not _is_count(size) and not (isinstance(size, (tuple, list)) and len(size) == 2 and all(map(_is_count, size))):
+        raise ValueError(f"{where}: resolution = {size!r}; allowed: pixels, or (height, width), each 1 or more")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_device(device: str | torch.device | None, small: bool) -> torch.device:

@@ -1,8 +1,8 @@
 """Arena: all techniques compared picture by picture, strengths by Bradley-Terry.
 
-Every pair of techniques meets on every picture (same prompt, same noise); the higher score wins, equal scores are a tie
-worth one half to each, as in public arenas. Strengths come from `surveylib.feedback.choice`; the sandwich interval is
-clustered by prompt, because a prompt decides many matches at once.
+Every pair of techniques meets on every picture (same prompt, same noise); the higher score wins, scores that differ by
+no more than `tie` are worth one half to each, as in public arenas. Strengths come from `surveylib.feedback.choice`; the
+sandwich interval is clustered by prompt, because a prompt decides many matches at once.
 
 The rating is 1000 + 400 / log 10 times the strength, in Elo's units: 400 points are odds of 10 to 1.
 """

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from surveylib.evaluation.arena import Place, arena
 from surveylib.evaluation.intervals import Mean, clustered_mean
 from surveylib.evaluation.rows import BASE, ROWS, Row, need_rows, stale_reasons
 from surveylib.evaluation.scoring import plain
-from surveylib.evaluation.win_rate import outcomes
+from surveylib.evaluation.win_rate import outcomes, tie_of
 from surveylib.feedback.choice import NoFiniteFit
 
 PRIOR = 2.0  # of the strengths in the arena, in nats: only felt by techniques that (almost) always win or lose
 COLUMNS = ("technique", "kind", "setting", "seeds", "proxy", "gold", "gain over base", "pass", "win rate", "diversity",
-           "KL of path", "held out", "FID to base", "training calls", "calls a picture", "minutes", "seconds a picture",
-           "notes")
+           "KL of path", "held out", "FID to base", "training calls", "calls a picture", "decodes a picture",
+           "reward calls a picture", "minutes", "seconds a picture", "notes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class Report:
     Attributes:
         lines: one dict a technique, base first, then by "gain over base": the difference in gold (`yardstick` where
             there is none) from the base model's pictures of the same seeds, since not all techniques need have the same
-            seeds. Means are `Mean`, numbers plain, missing None. "gain" holds such differences by score.
+            seeds. Means are `Mean`, numbers plain, missing None. "gain" holds such differences by score, "gain by seed"
+            their values seed by seed. "win rate" is by gold with `win_rate.TIE`, by another yardstick without a tie.
         arena: places by the same, or () where fewer than two techniques were tested on the same pictures.
         break_even: dicts technique, sampler, pictures: how many pictures make training as cheap as searching.
         figures: name -> list of dicts, plain numbers (see `figure_data`).
@@ -132,7 +134,7 @@ def _was_beaten(name: str, rows: dict[str, Row]) -> bool:
 
 def line_of(title: str, rows: Sequence[Row], bases: dict, old: Sequence[str], score: str) -> dict[str, Any]:
     """One technique over its seeds; `score` decides the win rate. Pictures of all seeds are pooled; intervals are
-    clustered by prompt."""
+    clustered by prompt: they hold for the trainings that were run, and know nothing of other ones."""
     first = rows[0]
     training = [row["training_run"]["ledger"] for row in rows if "training_run" in row]
     calls = [row["test"]["ledger"]["calls_per_picture"] for row in rows]
@@ -141,15 +143,18 @@ def line_of(title: str, rows: Sequence[Row], bases: dict, old: Sequence[str], sc
         "technique": title, "kind": first["kind"], "setting": "/".join(sorted({row["setting"] for row in rows})),
         "seeds": len(rows), "proxy": pooled(rows, "proxy"), "gold": pooled(rows, "gold"),
         "pass": pooled(rows, "pass"),
-        "win rate": compared(rows, bases, score, outcomes),
+        "win rate": compared(rows, bases, score, partial(outcomes, tie=tie_of(score))),
         "diversity": average(rows, "diversity"), "KL of path": average(rows, "path_kl"),
         "FID to base": average(rows, "fid_to_base"), "calls a picture": float(np.mean(calls)),
+        "decodes a picture": a_picture(rows, "decodes"), "reward calls a picture": a_picture(rows, "reward_calls"),
         "training calls": float(np.mean([t["equivalents"] for t in training])) if training else None,
         "minutes": float(np.mean([t["wall"] for t in training])) / 60 if training else None,
         "seconds a picture": float(np.mean(seconds)),
     }
     line["gain"] = {name: gain for name in first["test"]["scores"]
                     if (gain := compared(rows, bases, name, np.subtract)) is not None}
+    line["gain by seed"] = {name: {str(row["seed"]): compared([row], bases, name, np.subtract).value for row in rows}
+                            for name in line["gain"]}
     line["gain over base"] = line["gain"].get(score)
     line["held out"] = {name: pooled(rows, name).numbers() for name in first["test"]["scores"]
                         if name not in ("proxy", "gold", "pass")}
@@ -178,6 +183,28 @@ def pooled(rows: Sequence[Row], name: str) -> Mean | None:
     return clustered_mean(values, np.concatenate([row["test"]["clusters"] for row in rows]))
 
 
+def direction(line: dict[str, Any], score: str) -> int:
+    """1 where a technique raises a score, -1 where it lowers it, 0 where the rows do not say.
+
+    The interval over prompts must exclude zero and, of a trained technique, every training must have moved the score to
+    the same side: the interval is that of the trainings at hand, another training may end elsewhere.
+    """
+    gain, seeds = line["gain"][score], line["gain by seed"][score].values()
+    for sign in (1, -1):
+        beyond = min(sign * gain.low, sign * gain.high) > 0
+        if beyond and (line["kind"] != "training" or all(sign * value > 0 for value in seeds)):
+            return sign
+    return 0
+
+
+def a_picture(rows: Sequence[Row], name: str) -> float | None:
+    """A count of the ledger over the test pictures; None where a row's ledger has no such count."""
+    ledgers = [row["test"]["ledger"] for row in rows]
+    if any(name not in ledger for ledger in ledgers):
+        return None
+    return sum(ledger[name] for ledger in ledgers) / sum(len(row["test"]["scores"]["proxy"]) for row in rows)
+
+
 def base_of(row: Row, bases: dict) -> Row | None:
     """The base row of the same model and seed."""
     return bases.get((row["model"], row["seed"]))
@@ -204,7 +231,7 @@ def average(rows: Sequence[Row], name: str) -> float | None:
 
 
 def ratings(rows: dict[str, Row], chosen: Sequence[str], bases: dict, score: str) -> tuple[Place, ...]:
-    """Arena by a score, over the seeds that all techniques of the commonest model share."""
+    """Arena by a score, with its tie, over the seeds that all techniques of the commonest model share."""
     models = [row["model"] for row in rows.values() if row["technique"] != BASE]
     if not models:
         return ()
@@ -220,7 +247,7 @@ def ratings(rows: dict[str, Row], chosen: Sequence[str], bases: dict, score: str
               for name, found in by_name.items()}
     clusters = np.concatenate([by_name[BASE][s]["test"]["clusters"] for s in seeds])
     try:
-        return arena(scores, clusters, prior=PRIOR).places
+        return arena(scores, clusters, prior=PRIOR, tie=tie_of(score)).places
     except NoFiniteFit:
         return ()
 

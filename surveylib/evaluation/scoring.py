@@ -19,7 +19,7 @@ from surveylib.evaluation.intervals import Mean, clustered_mean
 from surveylib.evaluation.metrics.faithfulness import by_category
 from surveylib.evaluation.metrics.features import FeatureExtractor, MetricError
 from surveylib.evaluation.protocol import Prompt
-from surveylib.evaluation.win_rate import win_rate
+from surveylib.evaluation.win_rate import tie_of, win_rate
 from surveylib.rewards.contract import Reward
 from surveylib.techniques.paths import score_all
 from surveylib.worlds.shapes.quality import quality
@@ -94,7 +94,7 @@ def section_of(
     put("diversity", lambda: metrics.pairwise_distance(looked.features, texts))
     put("vendi", lambda: metrics.vendi_by_prompt(looked.features, texts))
     if base is not None:
-        section["win_rate"] = {name: win_rate(values, base.scores[name], texts).numbers()
+        section["win_rate"] = {name: win_rate(values, base.scores[name], texts, tie=tie_of(name)).numbers()
                                for name, values in looked.scores.items()}
         put("distance_to_base", lambda: metrics.distance_to_base(looked.features, base.features, texts))
         put("fid_to_base", lambda: round(metrics.fid(looked.features, base.features), 6))

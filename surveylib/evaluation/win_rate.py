@@ -1,9 +1,12 @@
 """Win rate: how often a model's picture scores above the base model's from the same prompt and noise.
 
-    w = mean( 1[r > r_base] + 1/2 1[r = r_base] )
+    w = mean( 1[r - r_base > tie] + 1/2 1[|r - r_base| <= tie] )
 
 Same prompt and same noise pair the two pictures, which takes the prompt's difficulty out of the comparison. Prompts are
 drawn, pictures of one prompt are not independent: intervals are clustered by prompt.
+
+A win counts the same however small it is. So a continuous score needs a `tie`: with 0, two models whose pictures nobody
+can tell apart get the win rate of the last digit.
 """
 
 from __future__ import annotations
@@ -14,6 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from surveylib.evaluation.intervals import LEVEL, Mean, clustered_mean
+
+TIE = 0.01  # of gold in [0, 1]: differences that nobody sees; one part that is quite wrong moves it by a tenth or more
+
+
+def tie_of(score: str) -> float:
+    """The tie of a score by its name: `TIE` for "gold". 0 for every other one: its scale is its own (a reward) or it
+    has steps (pass), so no size is known below which a difference does not count."""
+    return TIE if score == "gold" else 0.0
 
 
 def outcomes(scores: ArrayLike, base: ArrayLike, tie: float = 0.0) -> np.ndarray:

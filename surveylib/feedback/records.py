@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import fields as named_fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -141,7 +142,10 @@ def _checked(fields: dict, folder: Path, check_pictures: bool) -> Record:
     try:
         record = Record(**_resolved(fields, folder))
     except TypeError as error:  # a field that is missing or unknown
-        raise RecordError("malformed record", str(error)) from error
+        required = [f.name for f in named_fields(Record) if f.default is MISSING and f.default_factory is MISSING]
+        known = [f.name for f in named_fields(Record) if f.name not in required]
+        raise RecordError("malformed record", f"{error}. Its fields are {', '.join(required)}, and where they apply "
+                          f"{', '.join(known)}") from error
     if check_pictures:
         for picture in record.images:
             if not is_url(picture):

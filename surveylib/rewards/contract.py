@@ -7,17 +7,27 @@ names the reward and the rows.
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from traceback import extract_tb
 
 import torch
 from torch import Tensor, nn
+
+from surveylib.runs.memory import out_of_memory
 
 RANGE_SLACK = 1e-3  # how far a picture's value may lie outside [0, 1]: rounding, not an unclamped decoder
 ROWS_NAMED = 8  # rows that an error lists
 
 
+LIBRARY = f"{Path(__file__).resolve().parents[1]}{os.sep}"
+INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
 class RewardError(ValueError):
-    """What was given to a reward, or what it returned, breaks the contract."""
+    """What was given to a reward, or what it returned, breaks the contract; or a user's reward failed."""
 
 
 class Reward:
@@ -77,7 +87,8 @@ class Reward:
 
         Raises:
             RewardError: pictures of another shape, dtype or range or with NaN; another number of prompts; scores of
-                another shape, not finite, or without the promised gradient.
+                another shape, not finite, or without the promised gradient; any error in a reward that is not of the
+                library, with the place in it. Memory that ran out is told as it is.
         """
         self.check_samples(images)
         prompts = check_prompts(prompts, len(images), self)
@@ -85,7 +96,7 @@ class Reward:
             return torch.zeros(0, device=images.device)
         wanted = self.differentiable and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted):
-            scores = self.score(images if wanted else images.detach(), prompts)
+            scores = self._scored(images if wanted else images.detach(), prompts)
         scores = check_scores(scores, len(images), self.name)
         if wanted and images.requires_grad and not scores.requires_grad:
             raise RewardError(f"the reward {self.name!r} says it is differentiable, but its scores carry no gradient")
@@ -93,6 +104,14 @@ class Reward:
         if self.on_call is not None:
             self.on_call(self.name, len(images))
         return scores
+
+    def _scored(self, images: Tensor, prompts: list[str]) -> Tensor:
+        try:
+            return self.score(images, prompts)
+        except Exception as error:
+            if isinstance(error, RewardError) or _of_library(self) or out_of_memory(error):
+                raise
+            raise RewardError(f"reward {self.name!r} failed: {told(error)}") from error
 
 
 class FunctionReward(Reward):
@@ -112,6 +131,22 @@ class FunctionReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """What the function returns."""
         return self.function(images, prompts)
+
+
+def _of_library(reward: Reward) -> bool:
+    """Whether the code of a reward is ours."""
+    code = reward.function if isinstance(reward, FunctionReward) else type(reward)
+    return (getattr(code, "__module__", None) or "").startswith("surveylib.")
+
+
+def told(error: BaseException) -> str:
+    """An error with its kind and the last place of the user's own code that it went through: "KeyError('missing') at
+    my_rewards.py:7"."""
+    said = f"SyntaxError: {error}" if isinstance(error, SyntaxError) else repr(error)  # which names its place
+    outside = [f for f in extract_tb(error.__traceback__)
+               if not f.filename.startswith((LIBRARY, "<frozen")) and Path(f.filename).is_file()]
+    own = [f for f in outside if not f.filename.startswith(INSTALLED)] or outside
+    return f"{said} at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else said
 
 
 def rows_where(bad: Tensor) -> str:

@@ -5,13 +5,31 @@ They are the gold utility, not a proxy: a technique that optimises them is run w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from surveylib.rewards.contract import Reward
+from surveylib.rewards.contract import Reward, RewardError
 from surveylib.worlds.shapes.judge import passes, scores
+from surveylib.worlds.shapes.prompts import parse
 from surveylib.worlds.shapes.quality import quality
+
+
+def _judged(judge: Callable[..., Tensor], images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """What the judge says; the message of a prompt that it cannot read has the whole prompt."""
+    try:
+        return judge(images, list(prompts))
+    except ValueError:
+        for prompt in dict.fromkeys(prompts):
+            try:
+                with warnings.catch_warnings():  # said by the judge already
+                    warnings.simplefilter("ignore")
+                    parse(prompt)
+            except ValueError as error:
+                raise RewardError(f"the prompt {prompt!r} is none of the Shapes world, which the judge needs: {error}"
+                                  ) from error
+        raise
 
 
 class Faithfulness(Reward):
@@ -21,7 +39,7 @@ class Faithfulness(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) in [0, 1]; raises ValueError for prompts outside the grammar or pictures of another size."""
-        return scores(images, list(prompts)).to(images.device)
+        return _judged(scores, images, prompts).to(images.device)
 
 
 class HardFaithfulness(Reward):
@@ -31,7 +49,7 @@ class HardFaithfulness(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,) of 0 and 1; raises ValueError for prompts outside the grammar or pictures of another size."""
-        return passes(images, list(prompts)).float().to(images.device)
+        return _judged(passes, images, prompts).float().to(images.device)
 
 
 class PictureQuality(Reward):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from surveylib.rewards.contract import Reward
+from surveylib.rewards.contract import Reward, RewardError, told
 
 _HOME = "surveylib.rewards"
 _FACTORIES: dict[str, str] = {
@@ -86,9 +86,16 @@ def load_reward(name: str, device: torch.device | str | None = None, **options: 
     Raises:
         ValueError: an unknown name; the message lists the known ones. Options that are not key=value, or that the
         reward does not take. A module or callable of one's own that is not there, or that makes no `Reward`.
+        RewardError, a ValueError: a module or factory of one's own fails; says how and where.
         FileNotFoundError, ImportError: weights or an optional package are missing; the message says how to get them.
     """
-    reward = _maker(name, options)()
+    make = _maker(name, options)
+    try:
+        reward = make()
+    except Exception as error:
+        if isinstance(error, RewardError) or not _is_own(name):
+            raise
+        raise RewardError(f"reward {name!r}: making it failed: {told(error)}") from error
     if not isinstance(reward, Reward):
         raise ValueError(f"reward {name!r} made a {type(reward).__name__}, not a Reward; wrap a function in "
                          "surveylib.rewards.contract.FunctionReward")
@@ -124,8 +131,8 @@ def _maker(name: str, options: dict[str, Any]) -> Callable[[], Any]:
     """What makes the reward of a name, its options checked and bound."""
     base, own = split_options(name)
     options = {**own, **options}
-    if ":" in base:
-        make = _own(base)
+    if _is_own(name):
+        make = _own(_FACTORIES.get(base, base))
     elif base in _FACTORIES:
         module, attribute = _FACTORIES[base].split(":")
         make = getattr(import_module(module), attribute)
@@ -144,19 +151,33 @@ def _maker(name: str, options: dict[str, Any]) -> Callable[[], Any]:
     try:
         signature(make).bind(**options)
     except TypeError as error:
+        wrap = ". Name a callable that returns FunctionReward(function, name)" if _is_own(name) else ""
         raise ValueError(f"reward {name!r}: {error}. It is called with options, here {options}, out of "
-                         f"{', '.join(signature(make).parameters) or 'none'}, and makes a Reward") from error
+                         f"{', '.join(signature(make).parameters) or 'none'}, and makes a Reward{wrap}") from error
     return partial(make, **options)
+
+
+def _is_own(name: str) -> bool:
+    """Whether a name stands for code outside the library."""
+    base = split_options(name)[0]
+    return ":" in base or not _FACTORIES.get(base, _HOME).startswith(_HOME)
 
 
 def _own(name: str) -> Any:
     """The callable, or the reward, "module:attribute" outside the library."""
     module, attribute = name.split(":", 1)
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reward {name!r}: {error}. Write module:callable, with the module in the present folder or "
-                         "on PYTHONPATH") from error
+        found = import_module(module)
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and (module + ".").startswith(f"{error.name}.")
+        if missing or not module.strip(".") or module.startswith("."):
+            raise ValueError(f"reward {name!r}: {error}. Write module:callable, with the module in the present folder "
+                             "or on PYTHONPATH") from error
+        raise RewardError(f"reward {name!r}: the module {module} itself fails: {told(error)}") from error
+    try:
+        found = getattr(found, attribute)
+    except AttributeError as error:
+        raise ValueError(f"reward {name!r}: {error}. Write module:callable") from error
     if not callable(found):
         raise ValueError(f"reward {name!r}: {attribute} is a {type(found).__name__} and not callable")
     return found

@@ -6,7 +6,7 @@ import os
 
 SCALES = {
     "toy": "the shipped models, CPU, minutes",
-    "single": "one 24 GB GPU, SD1.5/SDXL/SD3.5-medium with LoRA",
+    "single": "one 24 GB GPU (40 GB for chapter 2 of Fundamentals), SD1.5/SDXL/SD3.5-medium with LoRA",
     "full": "the paper's setting",
     "rehearsal": "the code path of `single` on tiny random-weight pipelines, a few steps",
 }

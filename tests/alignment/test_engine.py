@@ -8,7 +8,7 @@ import torch
 from alignment.small import PROMPTS, TRAINING, brightness, small_run, weights_after
 
 from surveylib.alignment import engine
-from surveylib.alignment.engine import Alignment, AlignmentError, align
+from surveylib.alignment.engine import Alignment, AlignmentError, align, prepare_weights
 from surveylib.alignment.memory import stored_bytes
 from surveylib.alignment.processes import Processes
 from surveylib.cli import main
@@ -20,6 +20,9 @@ from surveylib.runs.checkpoint import load_checkpoint, save_checkpoint
 from surveylib.runs.ledger import Ledger
 from surveylib.techniques.contract import Batch, Draw, TechniqueError, Training
 from surveylib.techniques.policy_gradient.ddpo import DDPO, DDPOConfig
+from surveylib.techniques.registry import preset
+from surveylib.techniques.reward_weighted.rwr import RWR
+from surveylib.techniques.test_time.best_of_n import BestOfN
 
 CONFIG = DDPOConfig(steps=2, guidance=1.0)
 
@@ -433,8 +436,61 @@ def test_a_folder_in_use(tmp_path):
 
 def test_a_folder_of_another_run(tmp_path):
     next(small_run(tmp_path)[1])
-    with pytest.raises(ValueError, match=r"its training is .*lr=0.01.*, this run's is .*lr=0.5"):
-        next(small_run(tmp_path, lr=0.5)[1])
+    with pytest.raises(ValueError, match=r"its training is lr=0.01, this run's is lr=0.5\. Choose"):
+        next(small_run(tmp_path, lr=0.5, micro_batch=1)[1])
+    with pytest.raises(ValueError, match=r"holds another run: it has other prompts\. Choose"):
+        next(align(load_model("tiny-sd"), DDPO(DDPOConfig(steps=3, guidance=1.0, tracker_least=2)), brightness(),
+                   ["a cow"], TRAINING, seed=3, out=tmp_path))
+    with pytest.raises(ValueError, match=r"its config is steps=3, .*this run's is steps=2"):
+        next(align(load_model("tiny-sd"), DDPO(CONFIG), brightness(), PROMPTS, TRAINING, seed=3, out=tmp_path))
+
+
+@pytest.mark.parametrize("gone", ["updates", "optimiser", "snapshots", "policy", "technique"])
+def test_a_checkpoint_that_lacks_a_part(tmp_path, gone):
+    next(small_run(tmp_path)[1])
+    state = load_checkpoint(tmp_path / "checkpoint")
+    del state[gone]
+    save_checkpoint(tmp_path / "checkpoint", state)
+    with pytest.raises(ValueError, match=rf"checkpoint does not fit this run or is damaged .*{gone}.*delete it"):
+        next(small_run(tmp_path)[1])
+
+
+@pytest.mark.truth
+@pytest.mark.parametrize("changed", [{"micro_batch": 1}, {"sample_batch": 3}])
+def test_a_run_goes_on_with_other_settings_of_memory_to_the_same_weights(tmp_path, changed):
+    """Up to the rounding of sums in another order, as between micro-batches of one run."""
+    model, steps = small_run()
+    straight = weights_after(steps, model)
+    next(small_run(tmp_path)[1])
+    model, steps = small_run(tmp_path, **changed)
+    assert largest(straight, weights_after(steps, model)) < 1e-4
+
+
+# -- what was given
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"technique": "ddpo"}, "technique is a str; give an object"),
+    ({"technique": DDPO}, "technique is the class DDPO; give an object"),
+    ({"technique": BestOfN()}, "a sampler trains nothing"),
+    ({"technique": RWR(CONFIG)}, "rwr: its config is a DDPOConfig; give a RWRConfig"),
+    ({"model": "tiny-sd"}, "model is a str; give a DiffusionModel: load_model"),
+    ({"training": {"lr": 1e-3}}, "training is a dict; give a Training: Training"),
+    ({"training": preset("ddpo", "rehearsal")}, r"training is a Preset; give a Training: its \.training"),
+    ({"prompts": "a cat"}, r"prompts is one text; give a list: \['a cat'\]"),
+    ({"prompts": ["a cat", 3]}, "one of the prompts is a int: 3"),
+])
+def test_things_of_another_type(changed, words):
+    given = {"model": load_model("tiny-sd"), "technique": DDPO(CONFIG), "prompts": PROMPTS, "training": TRAINING}
+    with pytest.raises(TechniqueError, match=words):
+        next(align(**given | changed, signal=brightness()))
+
+
+def test_an_adapter_of_another_rank_or_alpha_is_not_trained_in_silence():
+    model = load_model("tiny-sd")
+    add_lora(model, 4, 8)
+    for changed in ({}, {"lora_rank": 4}):
+        with pytest.raises(TechniqueError, match=r"rank 4 and alpha 8 already.*load_model.*lora_rank=4, lora_alpha=8"):
+            prepare_weights(model, dataclasses.replace(TRAINING, **changed), 0)
+    prepare_weights(model, dataclasses.replace(TRAINING, lora_rank=4, lora_alpha=8.0), 0)
 
 
 @pytest.mark.parametrize("file", ["checkpoint/state.json", "checkpoint/tensors.safetensors", "identity.json"])

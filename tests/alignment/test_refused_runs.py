@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+from alignment.small import small_run
 from typer.testing import CliRunner
 
 from surveylib.alignment import run as runs
@@ -114,9 +116,48 @@ def test_prompts_of_another_kind_in_the_folder(tmp_path):
     prompts.write_text("a cat\n")
     with pytest.raises(ValueError, match="holds other prompts"):
         next(run(Recipe("ddpo", "rehearsal", signal="brightness", prompts=str(prompts)), out))
+    with pytest.raises(ValueError, match=r"holds no run, but prompts\.txt: .*this name"):  # resuming would read it
+        next(run(RECIPE, out))
     assert (out / PROMPTS_FILE).read_text() == "a bird\n"
-    assert list(run(RECIPE, out))  # without prompts that file means nothing
-    assert read_recipe(out).prompts is None
+
+
+@pytest.mark.parametrize("names", [
+    ["reference-2", "checkpoint.new"], ["checkpoint"], ["adapter_ema"], ["pipeline"], ["pictures"], ["metrics.jsonl"],
+    ["done.json"]])
+def test_files_of_something_else_are_kept(tmp_path, no_model, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text("mine")
+    with pytest.raises(ValueError, match=f"holds no run, but {', '.join(sorted(names))}: .*[Cc]hoose another folder"):
+        next(run(RECIPE, tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert all((tmp_path / name / "f").read_text() == "mine" for name in names)
+
+
+def test_the_engine_alone_keeps_them_too_and_goes_on_without_a_recipe(tmp_path):
+    (tmp_path / "mine" / "reference-2").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds no run, but reference-2"):
+        next(small_run(tmp_path / "mine")[1])
+    assert (tmp_path / "mine" / "reference-2").is_dir()
+    (tmp_path / "x" / "my-notes").mkdir(parents=True)
+    assert next(small_run(tmp_path / "x")[1]).epoch == 1
+    assert [progress.epoch for progress in small_run(tmp_path / "x")[1]] == [2, 3]
+
+
+def test_an_empty_place_and_a_seed_that_is_too_large(no_model):
+    with pytest.raises(ValueError, match="--out is empty"):
+        run(RECIPE, "")
+    with pytest.raises(TechniqueError, match="seed 9223372036854775808 is too large"):
+        Recipe("ddpo", "rehearsal", seed=2**63).preset()
+
+
+def test_settings_of_memory_may_change_on_the_way_and_the_recipe_has_them(begun, tmp_path):
+    out = shutil.copytree(begun, tmp_path / "free", ignore=shutil.ignore_patterns(".lock"))
+    training = {"epochs": 2, "micro_batch": 1, "sample_batch": 2, "checkpoint": True}
+    assert [progress.epoch for progress in run(replace(RECIPE, training=training), out)] == [2]
+    assert read_recipe(out).training == training and read_recipe(out).checkpoint
+    with pytest.raises(ValueError, match=r"training is .*'lr': 0\.5"):
+        run(replace(RECIPE, training=training | {"lr": 0.5}), out)
 
 
 def test_another_recipe_is_told_by_its_fields(begun):

@@ -1,12 +1,16 @@
 """LoRA: the reference is the adapter off; what is saved loads in plain diffusers with its alpha."""
 
+import json
+import logging
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from surveylib.diffusion.lora import WEIGHT_FILE, add_lora, load_lora, lora_strength, save_lora
+from surveylib.diffusion.lora import TARGETS, WEIGHT_FILE, add_lora, load_lora, lora_strength, save_lora
 from surveylib.diffusion.pipelines import from_pipeline
 from surveylib.diffusion.tiny import tiny_pipeline
 
@@ -276,3 +280,50 @@ def test_files_that_are_missing_damaged_or_foreign(tmp_path):
     save_lora(trained("tiny-sdxl"), tmp_path)
     with pytest.raises(ValueError, match="does not fit"):
         load_lora(model, tmp_path)
+
+
+def test_an_adapter_of_another_size_is_refused_in_one_line(tmp_path):
+    path = save_lora(trained("tiny-sd"), tmp_path)
+    weights = load_file(path)
+    key = next(key for key in weights if key.endswith("lora_A.weight"))
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    given = weights[key].shape[1]
+    save_file(weights | {key: torch.zeros(weights[key].shape[0], 4 * given)}, path, metadata)
+    with pytest.raises(ValueError, match=f"fits {4 * given} channels at .*, this network has {given}: give") as told:
+        load_lora(adapter("tiny-sd"), tmp_path)
+    assert "\n" not in str(told.value)
+    save_file(weights | {"unet.gone.lora_A.weight": weights[key].clone()}, path, metadata)
+    with pytest.raises(ValueError, match="it adapts gone, which this network has not"):
+        load_lora(adapter("tiny-sd"), tmp_path)
+
+
+class Noted(logging.Handler):
+    """Keeps the messages in a list."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.said = said
+
+    def emit(self, record):
+        self.said.append(record.getMessage())
+
+
+def test_a_run_folder_loads_and_nothing_is_said_of_text_encoders(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [Noted(said)])
+    model = trained("tiny-sd")
+    save_lora(model, tmp_path / "adapter")
+    again = adapter("tiny-sd")
+    load_lora(again, tmp_path)
+    assert said == []
+    adapter("tiny-sd").pipeline.load_lora_weights(tmp_path / "adapter")
+    assert len(said) == 1 and said[0].startswith("No LoRA keys")
+    theirs = again.named_trainable_parameters() or dict(again.network.named_parameters())
+    assert all(torch.equal(theirs[name], p) for name, p in model.named_trainable_parameters().items())
+
+
+def test_targets_are_written_in_order(tmp_path):
+    with safe_open(save_lora(trained("tiny-sd"), tmp_path), framework="pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata["unet.target_modules"] == sorted(TARGETS["UNet2DConditionModel"])

@@ -122,10 +122,13 @@ def test_flux_schnell_has_no_guidance_and_takes_true_guidance_on_request():
 
 
 @pytest.mark.truth
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("name", ["tiny-sd-turbo", "tiny-sdxl-turbo"])
-def test_turbo_models_trailing_grid_and_euler(name, steps):
+@pytest.mark.parametrize("name, scheduler, steps", [  # ancestral Euler has no noise in its last step
+    ("tiny-sd-turbo", "EulerDiscreteScheduler", 1), ("tiny-sd-turbo", "EulerDiscreteScheduler", 4),
+    ("tiny-sdxl-turbo", "EulerAncestralDiscreteScheduler", 1),
+])
+def test_turbo_models_trailing_grid_and_euler(name, scheduler, steps):
     model = adapter(name, default_guidance=1.0)
+    assert type(model.pipeline.scheduler).__name__ == scheduler
     noise = noise_of(model)
     plain = torch.randn(noise.shape, generator=torch.Generator().manual_seed(0))
     theirs = pipeline_pictures(model, plain, steps, guidance_scale=0.0)  # the pipeline scales the latents it is given

@@ -101,6 +101,25 @@ def test_settings_come_from_the_folder_and_the_call_goes_before(saved, tmp_path)
         load_model("tiny-sd", steps=3)
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("default_steps", 0), ("default_steps", 2.5), ("default_steps", True), ("max_sequence_length", -1),
+    ("default_guidance", float("nan")), ("default_guidance", "3"), ("resolution", 0), ("resolution", (64, 0))])
+def test_settings_out_of_range(key, value):
+    with pytest.raises(ValueError, match=f"load_model: {key} = .*; allowed: "):
+        load_model("tiny-sd", **{key: value})
+
+
+@pytest.mark.parametrize(("file", "words"), [
+    ("adapter/pytorch_lora_weights.safetensors", "--adapter .*load_lora"),
+    ("pytorch_lora_weights.safetensors", "--adapter .*load_lora"),
+    ("pipeline/model_index.json", "the model that it trained is .*pipeline"), ("recipe.json", "surveylib resume")])
+def test_the_folder_of_a_run_is_no_model(tmp_path, file, words):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(ValueError, match=words):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_models_by_name(name):
     model = load_model(name)

@@ -15,8 +15,9 @@ from surveylib.evaluation import scoring
 from surveylib.evaluation.drawing import draw_plain, expanded, read_sheet, write_sheet
 from surveylib.evaluation.measure import Bench, measure
 from surveylib.evaluation.protocol import BUDGETS, Budget, Protocol, choices, prompts_of
-from surveylib.evaluation.report import report
+from surveylib.evaluation.report import direction, report
 from surveylib.evaluation.rows import Plan
+from surveylib.evaluation.win_rate import TIE
 from surveylib.rewards.registry import load_reward
 from surveylib.techniques import registry
 from surveylib.techniques.contract import TechniqueError
@@ -331,6 +332,67 @@ def test_a_seed_that_drew_worse_pictures_does_not_rank_a_technique_lower(tmp_pat
     assert base["kind"] == "base" and best["technique"] == "fake" and best["seeds"] == 2
     assert best["gain over base"].value == pytest.approx(1) and others
     assert all(best["gold"].value < line["gold"].value for line in others)
+
+
+def with_gold(place, measured, techniques, change, seeds=(0,)):
+    """A copy of the rows, for each seed, in which `change(technique, seed)` is added to the base model's gold."""
+    shutil.copytree(measured / "rows", place / "rows")
+    plain = row(place, "base-seed0-shapes-sd")["test"]["scores"]["gold"]
+    for path in list((place / "rows").glob("*.json")):
+        found = json.loads(path.read_text())
+        if "test" not in found or found["technique"] not in ("base", *techniques):
+            continue
+        for seed in seeds:
+            moved = change(found["technique"], seed) if found["technique"] != "base" else [0.0] * len(plain)
+            found["seed"], found["test"]["scores"]["gold"] = seed, [a + b for a, b in zip(plain, moved)]
+            path.with_name(path.name.replace("seed0", f"seed{seed}")).write_text(json.dumps(found))
+    return report(place / "rows")
+
+
+def test_differences_of_gold_that_nobody_sees_win_nothing(tmp_path, measured):
+    """All pictures of one technique score a hair above the base model's: with no tie it would win every time."""
+    pictures = len(row(measured, "base-seed0-shapes-sd")["test"]["scores"]["gold"])
+    found = with_gold(tmp_path, measured, ["fake", "still"],
+                      lambda name, seed: [(0.5 if name == "still" else 5) * TIE] * pictures)
+    lines = {line["technique"]: line for line in found.lines}
+    assert lines["still"]["win rate"].value == 0.5 and lines["fake"]["win rate"].value == 1
+    ratings = {place.name: place.rating for place in found.arena}
+    assert ratings["base"] == pytest.approx(ratings["still"]) and ratings["fake"] > ratings["base"] + 100
+    assert lines["still"]["gain"]["gold"].value == pytest.approx(0.5 * TIE)  # a mean needs no tie
+
+
+def test_a_direction_needs_every_training_and_the_interval(tmp_path, measured):
+    """Two trainings of one technique end on two sides of zero; the pooled interval alone would call it a rise."""
+    pictures = len(row(measured, "base-seed0-shapes-sd")["test"]["scores"]["gold"])
+
+    def moved(name, seed):
+        level = {("fake", 0): 1.0, ("fake", 1): -0.01, ("still", 0): -0.3, ("still", 1): -0.5}.get((name, seed), 0.0)
+        return [level] * pictures
+
+    lines = {line["technique"]: line for line in with_gold(tmp_path, measured, ["fake", "still"], moved, (0, 1)).lines}
+    assert lines["fake"]["gain"]["gold"].low > 0 and direction(lines["fake"], "gold") == 0
+    assert lines["fake"]["gain by seed"]["gold"] == pytest.approx({"0": 1.0, "1": -0.01})
+    assert lines["still"]["seeds"] == 2 and direction(lines["still"], "gold") == -1
+    sampler = {**lines["fake"], "kind": "sampling"}  # trains nothing: its seeds are noise, which the interval knows
+    assert direction(sampler, "gold") == 1
+    wide = {**lines["still"], "gain": {"gold": replace(lines["still"]["gain"]["gold"], high=0.1)}}
+    assert direction(wide, "gold") == 0
+
+
+def test_decodes_and_reward_calls_stand_beside_the_calls(tmp_path, measured):
+    shutil.copytree(measured / "rows", tmp_path / "rows")
+    for name, changes in (("fake_sampler", {"reward_calls": 14, "decodes": 28}), ("fake", {"decodes": None})):
+        path = tmp_path / "rows" / f"{name}-seed0-preset.json"
+        found = json.loads(path.read_text())
+        ledger = found["test"]["ledger"] | changes
+        found["test"]["ledger"] = {key: value for key, value in ledger.items() if value is not None}
+        path.write_text(json.dumps(found))
+    pictures = len(found["test"]["scores"]["proxy"])
+    lines = {line["technique"]: line for line in report(tmp_path / "rows").lines}
+    assert lines["still"]["decodes a picture"] == 1 and lines["still"]["reward calls a picture"] == 0
+    sampler = lines["fake_sampler"]
+    assert sampler["decodes a picture"] == 28 / pictures and sampler["reward calls a picture"] == 14 / pictures
+    assert lines["fake"]["decodes a picture"] is None  # a ledger that did not count them
 
 
 def test_without_gold_a_held_out_reward_ranks_not_what_was_optimised(tmp_path, measured):

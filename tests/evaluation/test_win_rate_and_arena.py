@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from surveylib.evaluation.arena import POINTS, arena
-from surveylib.evaluation.win_rate import outcomes, win_rate
+from surveylib.evaluation.win_rate import TIE, outcomes, tie_of, win_rate
 from surveylib.feedback.choice import NoFiniteFit
 
 
@@ -15,6 +15,24 @@ def test_ties_count_one_half():
     assert outcomes([1, 2, 3], [1, 1, 4]).tolist() == [0.5, 1.0, 0.0]
     assert win_rate([0.3] * 6, [0.3] * 6, list("aabbcc")).value == 0.5  # a constant scorer
     assert outcomes([1.0, 1.2], [1.05, 1.0], tie=0.1).tolist() == [0.5, 1.0]
+
+
+def test_gold_has_a_tie_and_no_other_score():
+    """Nine hairs and one loss that shows: without the tie a win rate of nine in ten."""
+    base = np.linspace(0.2, 0.9, 10)
+    scores = base + np.array([0.9 * TIE] * 9 + [-0.1])
+    assert win_rate(scores, base, range(10)).value == 0.9
+    assert win_rate(scores, base, range(10), tie=tie_of("gold")).value == pytest.approx(0.45)
+    assert [tie_of(name) for name in ("gold", "proxy", "pass", "shapes-imagereward")] == [TIE, 0, 0, 0]
+
+
+def test_the_tie_of_the_arena_is_that_of_the_win_rate():
+    rng = np.random.default_rng(3)
+    base = rng.random(80)
+    scores = {"hair": base + 0.5 * TIE, "base": base, "other": base + rng.normal(size=80)}
+    fit = arena(scores, range(80), tie=TIE).fit
+    assert fit.difference("hair", "base").value == pytest.approx(0, abs=0.05)
+    assert arena(scores, range(80), prior=1.0).fit.difference("hair", "base").value > 1
 
 
 def test_exchanging_the_sides_mirrors_the_win_rate():

@@ -201,6 +201,7 @@ def test_bad_rows_are_counted_by_reason(tmp_path):
     }  # fmt: skip
     report = validate(path)
     assert report.records == 6 and not report.ok and report.skipped == read.skipped and "line 10" in str(report)
+    assert "argument 'colour'. Its fields are kind, prompt, images, and where they apply record_id" in str(report)
 
 
 def test_validate_names_double_ids_and_counts(tmp_path, suffix):

@@ -50,6 +50,53 @@ def test_wrong_scores_are_named(function, words):
         reward_of(function)(IMAGES, ["a"] * 3)
 
 
+@pytest.mark.parametrize("error", [KeyError("missing"), ValueError("not enough"), OSError("gone"), ImportError("x")])
+def test_an_error_in_a_users_reward_is_told_with_its_place(error):
+    class Mine(Reward):
+        name = "mine"
+
+        def score(self, images, prompts):
+            raise error
+
+    def function(images, prompts):
+        raise error
+
+    for reward in (Mine(), reward_of(function)):
+        with pytest.raises(RewardError, match=rf"reward 'mine' failed: {type(error).__name__}\(.* at "
+                                              r"test_reward_contract\.py:\d+$") as told:
+            reward(IMAGES, ["a"] * 3)
+        assert told.value.__cause__ is error
+
+
+def test_the_place_is_in_the_users_code_also_where_torch_refused():
+    with pytest.raises(RewardError, match=r"failed: RuntimeError\(.* at test_reward_contract\.py:\d+$"):
+        reward_of(lambda x, p: torch.nn.functional.conv2d(x, torch.zeros(1, 5, 3, 3)))(IMAGES, ["a"] * 3)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RewardError("mine"),
+                                   KeyboardInterrupt()])
+def test_what_a_users_reward_may_raise(error):
+    def function(images, prompts):
+        raise error
+
+    with pytest.raises(type(error)) as told:
+        reward_of(function)(IMAGES, ["a"] * 3)
+    assert told.value is error
+
+
+def test_errors_of_our_own_rewards_stay_what_they_are(monkeypatch):
+    reward = load_reward("shapes_quality")
+    with pytest.raises(ValueError) as told:
+        reward(IMAGES)
+    assert not isinstance(told.value, RewardError)
+
+
+@pytest.mark.parametrize("name", ["faithfulness", "faithfulness_hard"])
+def test_a_prompt_outside_the_grammar_is_named_whole(name):
+    with pytest.raises(ValueError, match="the prompt 'a cat in the rain' is none of the Shapes world"):
+        load_reward(name)(torch.rand(2, 3, 64, 64), ["a red circle", "a cat in the rain"])
+
+
 def test_gradients_follow_the_promise():
     images = IMAGES.clone().requires_grad_()
     reward_of(mean, differentiable=True)(images, ["a"] * 3).sum().backward()

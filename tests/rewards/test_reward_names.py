@@ -2,7 +2,7 @@
 
 import pytest
 
-from surveylib.rewards.contract import FunctionReward, Reward
+from surveylib.rewards.contract import FunctionReward, Reward, RewardError
 from surveylib.rewards.registry import check_reward, literal, load_reward, split_options
 
 MODULE = """
@@ -17,6 +17,9 @@ def Scaled(scale=1.0, absolute=True):
 def Number():
     return 3
 
+def Failing():
+    return {}["missing"]
+
 ready = Scaled()
 """
 
@@ -24,6 +27,8 @@ ready = Scaled()
 @pytest.fixture
 def mine(monkeypatch, tmp_path):
     (tmp_path / "named_rewards.py").write_text(MODULE)
+    (tmp_path / "broken_rewards.py").write_text("import os\nimport gone_package\n")
+    (tmp_path / "unreadable_rewards.py").write_text("def f(:\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -49,7 +54,9 @@ def test_ones_own(mine):
     ("tiny-nonsense", "no tiny reward model"),
     ("brightness:colour=1", "unexpected keyword argument 'colour'"),
     ("aesthetic:head=a,b", "'b' is no option"),
-    ("named_rewards:Plain", "missing a required argument: 'images'.*makes a Reward"),
+    ("named_rewards:Plain", r"missing a required argument: 'images'.*makes a Reward.*returns FunctionReward\(func"),
+    ("broken_rewards:X", r"module broken_rewards itself fails: ModuleNotFoundError.* at broken_rewards\.py:2"),
+    ("unreadable_rewards:X", r"module unreadable_rewards itself fails: SyntaxError: .*unreadable_rewards\.py, line 1"),
     ("named_rewards:ready:scale=1", "takes no options"),
     ("named_rewards:Gone", "no attribute 'Gone'"),
     ("gone_module:X", "No module named"),
@@ -64,3 +71,12 @@ def test_a_name_is_refused_before_weights_are_read(mine, name, words):
 def test_checking_loads_nothing(monkeypatch):
     monkeypatch.setattr("surveylib.rewards.pretrained.aesthetic.load", lambda head=None: pytest.fail("loaded"))
     check_reward("aesthetic:head=x.pth")
+
+
+def test_a_factory_that_fails_is_told_with_its_place(mine, monkeypatch):
+    with pytest.raises(RewardError, match=r"making it failed: KeyError\('missing'\) at named_rewards\.py:14$") as told:
+        load_reward("named_rewards:Failing")
+    assert isinstance(told.value.__cause__, KeyError)
+    monkeypatch.setattr("surveylib.rewards.registry._FACTORIES", {"mine": "named_rewards:Failing"})
+    with pytest.raises(RewardError, match="'mine': making it failed"):
+        load_reward("mine")

@@ -2,9 +2,9 @@
 
 The same problem as the policy gradients. Pairs are drawn from the base density and answered by Bradley and Terry's
 rule on the reward; the network never sees the reward. Exact DPO would end at p exp(r / beta_KL). Diffusion-DPO
-minimises an upper bound of its loss: the logarithm of the sigmoid stands outside the mean over noise levels and noise,
-and the levels are drawn evenly, not as the likelihood weighs them. `nominal_beta` is what beta would be if neither
-mattered; the gap that is left at this value is shown, not tuned away.
+minimises an upper bound of a loss whose ratio is approximate: the logarithm of the sigmoid stands outside the mean over
+noise levels and noise, and the levels are drawn evenly, not as the likelihood weighs them. `nominal_beta` is what beta
+would be if neither mattered; the gap that is left at this value is shown, not tuned away.
 
 Rankings are drawn by Plackett and Luce's rule, whose pairs follow Bradley and Terry's. RankDPO with unit weights
 therefore has the minimiser of Diffusion-DPO at the same beta. Its own weights (DCG) favour pairs that ended far apart

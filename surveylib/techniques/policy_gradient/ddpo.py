@@ -11,10 +11,10 @@ regulariser. Log-probabilities are means over dimensions, as in the official cod
 likelihood ratio, and eps = 1e-4 belongs to that.
 
 Deviations from kvablack/ddpo-pytorch: timesteps are not permuted one by one within a sample (an update averages over
-whole trajectories, so the order has no effect); no mixed precision, whose rounding alone moves a mean log-probability
-by more than the clip; the last step has no noise and is left out (there, on Stable Diffusion's schedule, it has some
-and is trained, which does no harm on its leading grid: see `surveylib.diffusion.dynamics`); a timestep_fraction below 1
-takes the noisiest steps, as yifan123/flow_grpo does, and not a random share.
+whole trajectories, so the order has no effect); no mixed precision (bfloat16 alone moves a mean log-probability by
+about the clip); the last step has no noise and is left out (there, on Stable Diffusion's schedule, it has some and is
+trained, which does no harm on its leading grid: see `surveylib.diffusion.dynamics`); a timestep_fraction below 1 takes
+the noisiest steps, as yifan123/flow_grpo does, and not a random share.
 Chapter: techniques/02_denoising_as_a_decision_process.
 """
 

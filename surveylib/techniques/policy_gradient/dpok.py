@@ -16,7 +16,8 @@ the steps to come is taken off the reward, which makes the gradient whole; only 
 
 Deviations from google-research/dpok: each epoch learns from its own samples, not from a buffer of 1000 transitions;
 V_phi is a perceptron over coarse latents and averaged text states, not a convolution; ``kl="official"`` is the code's
-distance, the squared difference of the means without the variance.
+distance, the squared difference of what the two networks put out, after guidance: of Stable Diffusion the predicted
+noises. It leaves out the weight of the prediction in the mean, and the variance.
 Chapter: techniques/02_denoising_as_a_decision_process.
 """
 
@@ -29,8 +30,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from surveylib.diffusion.dynamics import DDIM, Reduction, Transition, reduce
+from surveylib.diffusion.dynamics import DDIM, Dynamics, Reduction, Transition, reduce
 from surveylib.diffusion.model import DiffusionModel
+from surveylib.diffusion.predictions import Prediction
 from surveylib.diffusion.rollout import step_log_prob
 from surveylib.techniques.contract import Batch, Draw, Items, Preset, Technique, TechniqueError, Training
 from surveylib.techniques.paths import decode_all, sample_paths, score_all
@@ -44,7 +46,7 @@ class DPOKConfig:
 
     steps, eta, guidance: of the rollout; guidance None takes the model's own and is used in training too.
     reward_weight, kl_weight: w_r and w_kl; beta = w_kl / w_r, in units of the reward, when kl is "exact".
-    kl: "exact" KL of the two Gaussians, or "official", the squared difference of their means.
+    kl: "exact" KL of the two Gaussians, or "official", the squared difference of the two networks' outputs.
     kl_gradient: "path" (whole) or "local" (official); see the module.
     clip: eps; 1e-4 belongs to reduction "mean". reduction: of log-probabilities and KL.
     value_lr, value_steps, value_batch: of V_phi, which is fitted in each epoch before it is used.
@@ -82,6 +84,16 @@ def dpok_loss(log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor, clip
     return -weights[0] * advantage * ratio + weights[1] * kl
 
 
+def output_weight(model: DiffusionModel, dynamics: Dynamics, t: Tensor, s: Tensor) -> Tensor:
+    """k (M, 1, ...) with mu_1 - mu_2 = k (output_1 - output_2), float64: the mean is linear in the network's output.
+
+    From noise to picture it is never 0: for predicted noises k = sqrt(s'^2 - std^2) - a' s / a < 0, as s / a > s' / a'.
+    """
+    one = torch.ones(len(t), *[1] * len(model.latent_shape), dtype=torch.float64)
+    there = Prediction(torch.zeros_like(one), t.cpu(), one, model.prediction_kind, model.schedule)
+    return dynamics.transition(there, s.cpu()).mean
+
+
 class DPOK(Technique):
     """DPOK."""
 
@@ -104,7 +116,8 @@ class DPOK(Technique):
         steps, k = stored_steps(paths)
         steps["reference"], std = reference_transitions(model, condition, DDIM(c.eta), steps, c.guidance, draw.batch)
         policy = Transition(paths.mean[:, k.to(paths.x.device)].flatten(0, 1), std.flatten(0, 1))
-        kl = self._kl(policy, steps["reference"].flatten(0, 1), "sum").unflatten(0, std.shape[:2])
+        flat = {name: steps[name].flatten(0, 1) for name in ("t", "s", "reference")}
+        kl = self._kl(policy, flat, "sum", model).unflatten(0, std.shape[:2])
         target = rewards[:, None].expand_as(kl)
         if c.kl_gradient == "path":
             target = target - c.kl_weight / c.reward_weight * kl_ahead(kl)
@@ -114,10 +127,11 @@ class DPOK(Technique):
         metrics = {"reward": rewards.mean().item(), "path_kl": kl.sum(1).mean().item(), "value_error": error}
         return Batch(condition, {}, steps, metrics, pictures)
 
-    def _kl(self, transition: Transition, reference: Tensor, reduction: Reduction) -> Tensor:
+    def _kl(self, policy: Transition, items: Mapping[str, Tensor] | Items, reduction: Reduction, model: DiffusionModel):
         if self.config.kl == "official":
-            return reduce((transition.mean - reference).square(), reduction)
-        return kl_to_mean(transition, reference, reduction)
+            weight = output_weight(model, DDIM(self.config.eta), items["t"], items["s"]).to(policy.mean)
+            return reduce(((policy.mean - items["reference"]) / weight).square(), reduction)
+        return kl_to_mean(policy, items["reference"], reduction)
 
     def loss(
         self, model: DiffusionModel, items: Items, signal: Any, means: Mapping[str, Tensor]
@@ -127,7 +141,7 @@ class DPOK(Technique):
         log_prob, transition = step_log_prob(model, items.condition, DDIM(c.eta), x=items["x"], t=items["t"],
                                              s=items["s"], x_next=items["x_next"], guidance=c.guidance,
                                              reduction=c.reduction)
-        kl = self._kl(transition, items["reference"], c.reduction)
+        kl = self._kl(transition, items, c.reduction, model)
         loss = dpok_loss(log_prob, items["old"], items["advantage"], kl, c.clip, (c.reward_weight, c.kl_weight))
         change = (log_prob - items["old"]).detach()
         return loss, {"clipped": (change.exp() - 1).abs() > c.clip, "approx_kl": 0.5 * change**2, "kl": kl.detach()}

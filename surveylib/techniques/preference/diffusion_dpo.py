@@ -1,13 +1,17 @@
 """Diffusion-DPO: direct preference optimisation of diffusion models (Wallace et al., arXiv 2311.12908).
 
-The likelihood ratio of DPO is bounded by denoising errors l at one random (t, eps), shared by winner and loser
-(eq. 14):
+DPO's likelihood ratio is not known for a diffusion model. The paper takes that of whole chains, with states of the
+forward process in place of the model's own posterior; it becomes a mean over (t, eps) of denoising errors l. The loss
+of one random (t, eps), shared by winner and loser, in the form of the released code:
 
     m    = (l_theta(x_w) - l_theta(x_l)) - (l_ref(x_w) - l_ref(x_l))
     loss = -log sigmoid(-beta m / 2)
 
+Eq. 14 of the paper has -beta T omega(lambda_t) before squared norms; the code drops T and omega, and has the factor
+1/2 and means over dimensions.
+
 Special: offline, one denoising step an item, no sampling and no reward. The expectation over t stands outside of
-log sigmoid, which makes the loss a bound.
+log sigmoid: the loss bounds, by Jensen, a DPO loss whose ratio is itself approximate.
 
 beta: the released launchers say 5000 for all models; that belongs to the factor 1/2 and to the mean over dimensions.
 Scripts without the 1/2 reach the same with half the number.
@@ -97,7 +101,7 @@ DiffusionDPO.PRESETS = {
         model="sd1.5", reward="pickapic_v2",
         source="arXiv 2311.12908 and SalesforceAIResearch/DiffusionDPO launchers (16 GPUs; lr 1e-8 times 2048); here "
                "at most 10,000 records are read (alignment/preferences.py, MOST), up to 20,000 pictures: 16 GB kept, "
-               "several times 63 GB while they are read",
+               "several times 63 GB while they are read; so 2,000 updates pass over the pairs at least 409 times",
         cost="2048 pairs an update, 2,000 updates",
     ),
     "single": Preset(

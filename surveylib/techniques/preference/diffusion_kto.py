@@ -8,7 +8,9 @@ With g = l_ref - l_theta at one random (t, eps), y = +1 for liked and -1 for dis
 Special: needs no pairs. The utility may also be loss-averse (log sigmoid) or risk-seeking (-log sigmoid(-x)).
 beta is not halved here.
 
-Deviations from jacklishufan/diffusion-kto: classes are balanced by weights only, there is no sampler by class.
+Deviations from jacklishufan/diffusion-kto: classes are balanced by weights only, there is no sampler by class (its
+launcher draws 80 % liked). From pairs, the preferred picture is liked and the other not, half and half; there a picture
+is liked if it won anywhere, also where it lost as well.
 Chapter: techniques/06_direct_preference_optimisation.
 """
 
@@ -95,7 +97,7 @@ DiffusionKTO.PRESETS = {
         model="sd1.5", reward="pickapic",
         source="jacklishufan/diffusion-kto (4 GPUs, 2 pictures each); here at most 10,000 records are read "
                "(alignment/preferences.py, MOST), up to 20,000 pictures: 16 GB kept, several times 63 GB while they "
-               "are read",
+               "are read; each pair gives a like and a dislike, where the code draws 80 % liked (positive_ratio)",
         cost="8 pictures an update, 20,000 updates",
     ),
     "single": Preset(

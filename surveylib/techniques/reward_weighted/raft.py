@@ -1,4 +1,4 @@
-"""RAFT: reward-ranked fine-tuning (Dong et al., arXiv 2304.06767), for diffusion.
+"""RAFT: reward-ranked fine-tuning (Dong et al., arXiv 2304.06767).
 
 Each round: sample K pictures of every prompt, keep the best (or the best few), train on them as in pre-training.
 
@@ -8,8 +8,8 @@ Each round: sample K pictures of every prompt, keep the best (or the best few), 
 Special: only the order within a prompt counts, never the size of a reward, so rewards need no normalising. Nothing
 holds the model near its start: best of K, again and again, tends to the mode.
 
-Deviations: written for language models, where the loss is the likelihood of the text; here it is the denoising error.
-Ties go to the sample that was drawn first, so equal rewards keep a sample chosen blindly.
+Deviations: the paper fine-tunes language models and Stable Diffusion, each on its pre-training loss; here the denoising
+error alone. Ties go to the sample that was drawn first, so equal rewards keep a sample chosen blindly.
 Chapter: techniques/01_weighting_by_reward.
 """
 

@@ -14,9 +14,10 @@ M2 = |second moments - I|_2, concentration bounds how likely such values are,
 Special: with eta = 1 every step's noise is a variable, with eta = 0 the first alone. Without R the noise leaves the
 region where the model was trained (out-of-distribution reward hacking); R is flat while z is plausible.
 
-Rewards without gradient: with perturbations xi ~ N(0, I), the reward's gradient in the picture is estimated as
+Rewards without gradient: with perturbations xi ~ N(0, I), the direction in the picture is estimated as
 g = mean over xi of (r(M(z + mu xi)) - r(M(z))) (M(z + mu xi) - M(z)) / mu², and goes back through M exactly
-(`gradient="zeroth"`; our reading of the paper's hybrid method).
+(`gradient="zeroth"`; our reading of the paper's hybrid method). With J the Jacobian of M, g estimates J J' grad r: an
+ascent direction, the gradient itself only where J J' = I.
 
 Deviations from TZW1998/Direct-Noise-Optimization: no weight decay (AdamW's default of 0.01 pulls the noise to zero by
 itself); the iterate with the best objective is kept; one picture is decoded an iteration, not one a step.
@@ -116,8 +117,8 @@ def improbability(z: Tensor, orders: Sequence[Tensor], block: int) -> Tensor:
 
 
 def picture_gradient(pictures: Tensor, reward: Tensor, probes: Tensor, rewards: Tensor, mu: float) -> Tensor:
-    """Estimate (B, ...) of the reward's gradient in the pictures (B, ...): probes (m, B, ...) and their rewards (m, B)
-    are M(z + mu xi) and r of it."""
+    """Estimate (B, ...) of an ascent direction in the pictures (B, ...), J J' grad r with J the Jacobian of M: probes
+    (m, B, ...) and their rewards (m, B) are M(z + mu xi) and r of it."""
     change = (rewards - reward).reshape(*rewards.shape, *[1] * (pictures.ndim - 1))
     return (change * (probes - pictures)).mean(0) / mu**2
 

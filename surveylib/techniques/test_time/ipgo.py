@@ -6,9 +6,10 @@ of an m-dimensional space with orthonormal basis E (D x m):
     v_i = R(theta_i) (E z_i + b),   V' = [v_1 .. v_n ; V ; v'_1 .. v'_n]
     max  r(x_0(V'), prompt) - gamma |mean of the tokens of V' - mean of the tokens of V|_1 / D
 
-under E'E = I (hard: E is the orthonormal factor of a free matrix), |z| <= 1 and |theta| <= pi (hard: projected after
-each step), conformity gamma (soft). R rotates pairs of coordinates by the token's two angles; pairs are shifted by the
-token's number and the angle's, so that all coordinates mix. Gradients go through the last K steps of the sampler.
+under E'E = I (hard: E is the orthonormal factor of a free matrix), max |z| <= 1 and max |theta| <= pi (hard: every
+number is projected after each step), conformity gamma (soft). R rotates pairs of coordinates by the token's two angles;
+pairs are shifted by the token's number and the angle's, so that all coordinates mix. Gradients go through the last K
+steps of the sampler.
 
 Special: the text changes, not the picture's noise; about half a million numbers a prompt on SD1.5.
 
@@ -162,7 +163,7 @@ class Tokens:
 
     @torch.no_grad()
     def project(self) -> None:
-        """Back into |z| <= 1 and |theta| <= pi."""
+        """Every number back into |z| <= 1 and |theta| <= pi."""
         self.z.clamp_(-1, 1)
         self.angles.clamp_(-math.pi, math.pi)
 

@@ -8,9 +8,11 @@ import torch
 from policies import FLAT, RIGHT, brightness, draw, gradient, lora_policy, point_policy
 
 from surveylib.alignment.engine import align
+from surveylib.diffusion.dynamics import DDIM
+from surveylib.diffusion.zoo import load_model
 from surveylib.rewards.points import PointReward
 from surveylib.techniques.contract import Draw, TechniqueError, Training
-from surveylib.techniques.policy_gradient.dpok import DPOK, DPOKConfig, dpok_loss
+from surveylib.techniques.policy_gradient.dpok import DPOK, DPOKConfig, dpok_loss, output_weight
 from surveylib.techniques.policy_gradient.replay import kl_ahead
 from surveylib.techniques.policy_gradient.value import ValueNetwork
 
@@ -117,11 +119,10 @@ def test_a_run_that_begins_with_equal_rewards_learns_when_they_differ():
     assert advantage.var() < 0.95 * rewards.expand_as(advantage).var()
 
 
-def test_official_kl_is_the_squared_difference_of_the_means():
+def test_exact_kl_is_that_of_the_means_and_the_stds():
     """The means by hand: a' x0hat + sqrt(s'^2 - std^2) epshat, std^2 = (s'/s)^2 (1 - (a/a')^2) for eta = 1."""
-    model = point_policy(moved=0.05)
-    official, exact = (DPOK(replace(CONFIG, kl=kl, kl_gradient="local")) for kl in ("official", "exact"))
-    items = official.collect(model, draw(), RIGHT).all_items()
+    model, exact = point_policy(moved=0.05), DPOK(replace(CONFIG, kl_gradient="local"))
+    items = exact.collect(model, draw(), RIGHT).all_items()
     items.values["advantage"] = torch.zeros(len(items))
     (a, s), (a1, s1) = (model.schedule.coefficients(items[name]) for name in ("t", "s"))
     variance = (s1 / s) ** 2 * (1 - (a / a1) ** 2)
@@ -132,13 +133,45 @@ def test_official_kl_is_the_squared_difference_of_the_means():
 
     with torch.no_grad(), model.reference():
         reference = mean()
-    distance = (mean() - reference).square()
-    losses, metrics = official.loss(model, items, RIGHT, {})
-    assert distance.max() > 1e-4 and torch.allclose(metrics["kl"], distance.detach(), rtol=1e-3, atol=1e-9)
-    assert torch.allclose(exact.loss(model, items, RIGHT, {})[1]["kl"], (distance / (2 * variance)).detach().float(),
-                          rtol=1e-3, atol=1e-7)
-    by_hand = gradient(model, CONFIG.kl_weight * distance)
+    wanted = (mean() - reference).square() / (2 * variance).float()
+    losses, metrics = exact.loss(model, items, RIGHT, {})
+    assert wanted.max() > 1e-3 and torch.allclose(metrics["kl"], wanted.detach(), rtol=1e-3, atol=1e-7)
+    by_hand = gradient(model, CONFIG.kl_weight * wanted)
     assert by_hand.norm() > 1e-3 and torch.allclose(gradient(model, losses), by_hand, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("family", "eta"), [("vp", 1.0), ("vp", 0.3), ("flow", 1.0)])
+def test_official_kl_is_the_squared_difference_of_what_the_networks_put_out(family, eta):
+    """(noise_pred - old_noise_pred) ** 2 after guidance, as in forward_calculate_logprob of google-research/dpok."""
+    model = point_policy(family, moved=0.05)
+    official = DPOK(replace(CONFIG, kl="official", kl_gradient="local", guidance=3.0, eta=eta))
+    batch = official.collect(model, draw(), RIGHT)
+    items = batch.all_items()
+    items.values["advantage"] = torch.zeros(len(items))
+
+    def output() -> torch.Tensor:
+        found = model.predict(items["x"], items["t"], items.condition, 3.0)
+        return (found.epsilon if family == "vp" else found.velocity)[:, 0]
+
+    with torch.no_grad(), model.reference():
+        reference = output()
+    wanted = (output() - reference).square()
+    losses, metrics = official.loss(model, items, RIGHT, {})
+    assert wanted.max() > 1e-2 and torch.allclose(metrics["kl"], wanted.detach(), rtol=1e-3, atol=1e-7)
+    assert batch.metrics["path_kl"] == pytest.approx(batch.n_steps * wanted.mean().item(), rel=1e-3)
+    by_hand = gradient(model, CONFIG.kl_weight * wanted)
+    assert by_hand.norm() > 1e-3 and torch.allclose(gradient(model, losses), by_hand, rtol=1e-3, atol=1e-6)
+
+
+def test_on_stable_diffusions_schedule_the_means_differ_much_less_than_the_predicted_noises():
+    model = load_model("tiny-sd")
+    times = model.schedule.grid(50)[:-1]  # the last step has no noise
+    (a, s), (a1, s1) = (model.schedule.coefficients(t) for t in (times[:-1], times[1:]))
+    k = (s1**2 - (s1 / s) ** 2 * (1 - (a / a1) ** 2)).sqrt() - a1 * s / a
+    found = output_weight(model, DDIM(1.0), times[:-1], times[1:])
+    assert found.shape == (49, 1, 1, 1) and torch.allclose(found.flatten(), k, rtol=1e-9)
+    assert k.max() < 0 and k.square().min().item() == pytest.approx(0.0062, rel=0.02)
+    assert k.square().max().item() == pytest.approx(0.0543, rel=0.02)
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_value_network(tmp_path):

@@ -134,6 +134,17 @@ def test_the_zeroth_order_gradient_of_a_linear_reward():
     assert torch.allclose(ours[0], slope, atol=0.05)
 
 
+def test_the_zeroth_order_direction_carries_the_decoder_twice():
+    generator = torch.Generator().manual_seed(0)
+    decoder = torch.tensor([[1.0, 0.5], [0.0, 2.0], [1.0, 0.0]])  # J: two noises, three numbers of a picture
+    slope, here, mu = torch.tensor([1.0, -2.0, 0.5]), torch.zeros(1, 3), 0.01
+    probes = here + mu * torch.randn(50_000, 1, 2, generator=generator) @ decoder.T
+    ours = picture_gradient(here, here @ slope, probes, probes @ slope, mu)[0]
+    assert torch.allclose(ours, decoder @ decoder.T @ slope, atol=0.15)
+    assert not torch.allclose(ours, slope, atol=1.0)
+    assert (decoder.T @ ours) @ (decoder.T @ slope) > 0  # in the noise it still goes up
+
+
 def test_bad_input_is_refused():
     for bad, word in (({"iterations": -1}, "iterations"), ({"lr": 0.0}, "lr"), ({"gamma": -1.0}, "gamma"),
                       ({"block": 0}, "block"), ({"gradient": "x"}, "gradient"), ({"probes": 0}, "probes"),

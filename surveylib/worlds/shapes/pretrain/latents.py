@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from surveylib.worlds.shapes.data import stream
+from surveylib.worlds.shapes.data import ALL_CATEGORIES, stream
+from surveylib.worlds.shapes.prompts import parse
 
 
 def load_autoencoder(folder: str | Path) -> AutoencoderKL:
@@ -60,14 +61,19 @@ def rows(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.from_numpy(order[place * batch : (place + 1) * batch])
 
 
-def oversample(latents: Tensor, captions: list[str], word: str, times: int) -> tuple[Tensor, list[str]]:
-    """The same training set, in which each example whose caption has `word` occurs `times` times.
+def oversample(latents: Tensor, captions: list[str], what: str, times: int) -> tuple[Tensor, list[str]]:
+    """The same training set, in which each example whose caption is of category `what`, or has the word `what`, occurs
+    `times` times.
 
     Raises:
-        ValueError: no caption has the word, or `times` below one.
+        ValueError: no such caption, or `times` below one.
     """
-    has = torch.tensor([word in caption.split() for caption in captions])
+    if what in ALL_CATEGORIES:
+        has = torch.tensor([parse(caption).category == what for caption in captions])
+    else:
+        has = torch.tensor([what in caption.split() for caption in captions])
     if times < 1 or not has.any():
-        raise ValueError(f"--oversample {word} {times}: {int(has.sum())} captions have the word; N must be >= 1")
+        raise ValueError(f"--oversample {what} {times}: {int(has.sum())} captions are of this category (of "
+                         f"{', '.join(ALL_CATEGORIES)}) or have this word; N must be >= 1")
     index = torch.arange(len(captions)).repeat_interleave(torch.where(has, times, 1))
     return latents[index], [captions[i] for i in index.tolist()]

@@ -14,8 +14,8 @@ dropped at the end. Noise regression alone left neighbouring hues with almost eq
 is how the shipped model was trained on. On a CPU with bfloat16 units `--bfloat16` and `--compile` (which wants a C++
 compiler, and about three minutes at the start) together halve a step.
 
-`--oversample WORD N` takes each training picture whose caption has the word N times an epoch. On the first autoencoder
-it did not mend the hues on black: their cause lay in the code (see `decoder`).
+`--oversample WHAT N` takes each training picture whose caption has the word, or is of the category, N times an epoch.
+On the first autoencoder it did not mend the hues on black: their cause lay in the code (see `decoder`).
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
     parser.add_argument("--attributes", type=float, default=0.0, help="weight of the cross entropy on text features")
-    parser.add_argument("--oversample", nargs=2, metavar=("WORD", "N"), help="take pictures so captioned N times")
+    parser.add_argument("--oversample", nargs=2, metavar=("WHAT", "N"),
+                        help="take pictures of a category, or with a word in the caption, N times")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="compile the UNet by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

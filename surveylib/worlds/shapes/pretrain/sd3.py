@@ -14,7 +14,8 @@ the zero vector. n equal tokens act in the joint attention as one token whose lo
 training covers any padding length at the price of one token (`copies_of_last_token`), so that a plain call, which pads
 to 256, and ours, which pads to 8, both draw what was trained.
 
-`--init FOLDER` goes on from a pipeline with a fresh optimiser.
+`--init FOLDER` goes on from a pipeline with a fresh optimiser. `--oversample WHAT N` takes each training picture whose
+caption is of a category, or has a word, N times an epoch.
 
 The pipeline draws with shift 5 (SD3's own is 3).
 """
@@ -36,7 +37,7 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from surveylib.diffusion.tiny import t5_encoder, t5_tokenizer
-from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, rows
+from surveylib.worlds.shapes.pretrain.latents import load_autoencoder, make_latents, oversample, rows
 from surveylib.worlds.shapes.pretrain.loop import LoopConfig, deciding, train
 from surveylib.worlds.shapes.pretrain.sd import LATENT_SEED, LATENTS
 from surveylib.worlds.shapes.pretrain.teacher import VelocityTeacher, mixed_target
@@ -187,6 +188,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="pipeline folder to go on from")
     parser.add_argument("--latents", type=int, default=LATENTS, help="training pictures")
     parser.add_argument("--latent-seed", type=int, default=LATENT_SEED)
+    parser.add_argument("--oversample", nargs=2, metavar=("WHAT", "N"),
+                        help="take pictures of a category, or with a word in the caption, N times")
     parser.add_argument("--bfloat16", action="store_true", help="networks in bfloat16 autocast")
     parser.add_argument("--compile", action="store_true", help="compile the transformer by torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -194,6 +197,8 @@ def main() -> None:
     config = LoopConfig(**{**CONFIG.__dict__, "steps": args.steps, "lr": args.lr})
     vae = load_autoencoder(args.autoencoder)
     latents, captions = make_latents(vae, args.latents, args.latent_seed, args.out.parent / "pools")
+    if args.oversample:
+        latents, captions = oversample(latents, captions, args.oversample[0], int(args.oversample[1]))
     tokenizer = CLIPTokenizer.from_pretrained(args.teacher, subfolder="tokenizer")
     teacher = VelocityTeacher.from_pretrained(args.teacher)
     tokens, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])[0].to(args.device)
