@@ -407,6 +407,12 @@ def test_oversampling_repeats_the_captions_with_the_word_and_no_other():
             oversample(torch.arange(4), captions, word, times)
 
 
+def test_oversampling_by_category_goes_by_the_meaning_of_the_caption():
+    captions = ["a red star", "a star", "a large red star", "a picture of a blue ring", "a red star and a blue ring"]
+    _, again = oversample(torch.arange(5), captions, "colours", 2)
+    assert again == [captions[i] for i in (0, 0, 1, 2, 3, 3, 4)]
+
+
 def test_hard_negatives_differ_from_their_caption():
     rng = np.random.default_rng(0)
     with warnings.catch_warnings():
