@@ -174,12 +174,12 @@ class Page:
         return "\n".join(lines) + "\n"
 
     def picture(self) -> str:
-        """The before/after picture, once the file is there."""
+        """The before/after picture, once the file is there; another arrangement of it on a phone."""
         if not (self.root / "book" / "_static" / "before_after.png").exists():
             return ""
-        return ("```{figure} /book/_static/before_after.png\n"
-                ":alt: Six prompts; above the model's first picture of each, below the best of sixteen\n"
-                ":class: sv-picture\n\n"
+        alt = ":alt: Six prompts; above the model's first picture of each, below the best of sixteen\n"
+        return (f"```{{image}} /book/_static/before_after_narrow.png\n{alt}:class: sv-picture sv-narrow\n```\n\n"
+                f"```{{figure}} /book/_static/before_after.png\n{alt}:class: sv-picture sv-wide\n\n"
                 "Above, the first picture the model that comes with this book draws for a prompt; below, the best of\n"
                 "sixteen, chosen by the judge that knows what was meant. The book is about getting from the first row\n"
                 "to the second.\n```\n")

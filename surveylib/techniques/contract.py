@@ -198,7 +198,7 @@ class Training:
         micro_batch: items in one loss call. sample_batch: samples in one rollout.
         autocast: None, "bfloat16", "float16", or "auto" (bfloat16 where the hardware has units for it): networks inside
             losses and rollouts run in it; log-probabilities, losses and optimiser stay in float32. Not for methods
-            that compare log-probabilities with a clip of 1e-4: bfloat16 alone moves them further.
+            that compare log-probabilities with a clip of 1e-4: bfloat16 alone moves them about as far.
     """
 
     epochs: int = 100
