@@ -114,10 +114,10 @@ class LinePlotSlider(Figure):
             bottom = HEIGHT - BOTTOM + 4
             ys = [spec[n]["at"][k][1] for n in order]
             for i in range(1, len(ys)):
-                ys[i] = max(ys[i], ys[i - 1] + 16)
+                ys[i] = max(ys[i], ys[i - 1] + 18)
             excess = max(0.0, ys[-1] - bottom)
             for i in range(len(ys) - 1, -1, -1):
-                ys[i] = min(ys[i], (bottom if i == len(ys) - 1 else ys[i + 1] - 16)) if excess else ys[i]
+                ys[i] = min(ys[i], (bottom if i == len(ys) - 1 else ys[i + 1] - 18)) if excess else ys[i]
             for n, y in zip(order, ys):
                 spec[n]["at"][k] = (spec[n]["at"][k][0], round(y, 1))
 

@@ -2,7 +2,7 @@
 
 import pickle
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as MatplotlibFigure
+from matplotlib.gridspec import GridSpec
 
 from .colours import NIGHT, role
 from .movable import Figure
@@ -23,6 +24,7 @@ STYLE = {
     "ytick.labelsize": 9, "lines.linewidth": 2.0, "lines.solid_capstyle": "round", "font.size": 10,
     "legend.frameon": False, "image.interpolation": "nearest",
 }
+NARROW, LOWEST = 4.2, 0.68  # inches of a figure on a phone; least height of a panel there, of its width
 
 
 def use() -> None:
@@ -33,12 +35,16 @@ def use() -> None:
 
 
 def new_axes(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None) -> tuple[MatplotlibFigure, Any]:
-    """A figure and its axes in the book's look; size in inches for all of it. One axes, or an array of them."""
+    """A figure and its axes in the book's look; size in inches for all of it. One axes, or an array of them.
+
+    Without a size, panels side by side share a width at which their text is still read on the page.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     with matplotlib.rc_context(STYLE):
-        figure = MatplotlibFigure(figsize=size or (6.4 * min(columns, 2), 3.6 * rows), layout="constrained")
+        usual = (6.4, 3.6 * rows) if columns == 1 else (8.4, 3.2 * rows)
+        figure = MatplotlibFigure(figsize=size or usual, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns)
     return figure, axes
@@ -94,9 +100,10 @@ def curves(x: Any, lines: Mapping[str, Any], *, roles: Mapping[str, str] | None 
 
 
 def _night_colour(colour: Any) -> str:
-    """The colour of a role on a dark page; light grey for anything nearly black."""
-    known = to_hex(colour)
-    return NIGHT.get(known, "#e6eaee" if np.mean(to_rgb(colour)) < 0.35 else known)
+    """The colour of a role on a dark page; light grey for anything nearly black, and for dark greys."""
+    known, (darkest, *_, brightest) = to_hex(colour), sorted(to_rgb(colour))
+    grey = brightest < 0.5 and brightest - darkest < 0.1
+    return NIGHT.get(known, "#e6eaee" if np.mean(to_rgb(colour)) < 0.35 else "#a4afba" if grey else known)
 
 
 def _at_night(figure: MatplotlibFigure) -> None:
@@ -109,24 +116,54 @@ def _at_night(figure: MatplotlibFigure) -> None:
             text.set_color(_night_colour(text.get_color()))
         for line in axes.lines:
             line.set_color(_night_colour(line.get_color()))
-        if axes.get_legend():
-            for text in axes.get_legend().get_texts():
+        if legend := axes.get_legend():
+            legend.get_frame().set_alpha(0)
+            for text in legend.get_texts():
                 text.set_color("#e6eaee")
+            for line in legend.get_lines():
+                line.set_color(_night_colour(line.get_color()))
+
+
+def _for_a_phone(figure: MatplotlibFigure) -> None:
+    """Make a figure narrow: up to four panels stand below each other, more in two columns."""
+    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
+    old = panels[0].get_subplotspec().get_gridspec()
+    (width, height), columns = figure.get_size_inches(), 1 if len(panels) <= 4 else 2
+    rows = -(-len(panels) // columns)
+    for place, axes in zip(GridSpec(rows, columns, figure=figure), panels, strict=False):
+        axes.set_subplotspec(place)
+    slope = max(LOWEST, height / old.nrows / (width / old.ncols))
+    figure.set_size_inches(NARROW, rows * slope * NARROW / columns)
 
 
 class Plot(Figure):
-    """A matplotlib figure with caption and alternative text, drawn for light and for dark pages."""
+    """A matplotlib figure with caption and alternative text, drawn for light and dark pages, for wide ones and phones."""
 
     def __init__(self, figure: MatplotlibFigure, *, title: str = "", caption: str = "", alt: str = "",
                  width: int = 704):
         super().__init__(title, caption, alt)
         self.png = to_png(figure)
-        day = to_png(figure, transparent=True)
-        again = pickle.loads(pickle.dumps(figure))  # the caller's figure keeps its colours
+        wide, narrow = self._day_and_night(figure), self._day_and_night(figure, _for_a_phone)
+        _forget(figure)
+        self.body = "".join(
+            f'<picture class="sv-{name}"><source media="(max-width:600px)" srcset="{data_address(narrow[name])}">'
+            f'<img src="{data_address(wide[name])}" alt="{escape(self.alt)}" style="width:{width}px"></picture>'
+            for name in ("day", "night"))
+
+    @staticmethod
+    def _day_and_night(figure: MatplotlibFigure, change: Callable[[MatplotlibFigure], None] | None = None
+                       ) -> dict[str, bytes]:
+        """PNG bytes of a changed copy for light and for dark pages; the caller's figure keeps colours and size."""
+        again = pickle.loads(pickle.dumps(figure))
+        if change:
+            change(again)
+        day = to_png(again, transparent=True)
         _at_night(again)
-        if "matplotlib.pyplot" in sys.modules:  # else a notebook shows them a second time
-            for shown in (figure, again):
-                sys.modules["matplotlib.pyplot"].close(shown)
-        night = to_png(again, transparent=True)
-        self.body = "".join(f'<img class="sv-{name}" src="{data_address(png)}" alt="{escape(self.alt)}" '
-                            f'style="width:{width}px">' for name, png in (("day", day), ("night", night)))
+        _forget(again)
+        return {"day": day, "night": to_png(again, transparent=True)}
+
+
+def _forget(figure: MatplotlibFigure) -> None:
+    """Close a figure in pyplot, which else shows it a second time in a notebook."""
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close(figure)

@@ -1,7 +1,9 @@
 """Pictures become PNG, curves get bands and labels, colours keep their meaning."""
 
+import base64
 import io
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from surveylib import figures
 from surveylib.figures import colours
+from surveylib.figures.plots import _at_night
 
 
 def decode(png: bytes) -> np.ndarray:
@@ -92,3 +95,34 @@ def test_plot_is_drawn_for_light_and_dark_and_leaves_the_figure_alone():
     assert plot.body.count("<img") == 2 and axes.lines[0].get_color() == colours.EXACT
     bundle = plot._repr_mimebundle_()
     assert set(bundle) == {"text/html", "image/png", "text/plain"}
+
+
+def sizes(plot) -> list[tuple[int, int]]:
+    """Of the four drawings of a plot: narrow and wide by day, then by night."""
+    found = re.findall(r'"data:image/png;base64,([^"]+)"', plot.body)
+    return [Image.open(io.BytesIO(base64.b64decode(address))).size for address in found]
+
+
+@pytest.mark.parametrize(("rows", "columns", "below"), [(1, 2, 2), (1, 4, 4), (2, 3, 3)])
+def test_panels_stand_below_each_other_on_a_phone(rows, columns, below):
+    figure, panels = figures.new_axes(rows, columns)
+    for axes in panels.flat:
+        axes.plot([0, 1])
+    drawn = sizes(figures.Plot(figure, alt="panels"))
+    assert len(drawn) == 4 and drawn[:2] == drawn[2:]
+    (narrow, tall), (wide, _) = drawn[:2]
+    inch = 110
+    assert narrow < 4.5 * inch < 8 * inch < wide  # on a screen of 360 pixels text of 9 points stays above 8
+    assert tall > narrow * 0.6 * (below if columns != 3 else below / 2)
+    assert figure.get_size_inches()[0] > 8, "the caller's figure keeps its size"
+
+
+def test_a_legend_is_read_on_a_dark_page():
+    figure, axes = figures.new_axes()
+    axes.plot([0, 1], color="black", label="truth")
+    axes.annotate("here", (0, 0), color="#5b646c")
+    axes.legend()
+    _at_night(figure)
+    legend = axes.get_legend()
+    assert legend.get_lines()[0].get_color() == axes.lines[0].get_color() == "#ffffff"
+    assert legend.get_frame().get_alpha() == 0 and axes.texts[0].get_color() == "#a4afba"
