@@ -12,16 +12,21 @@ EXACT = "#000000"  # exact optimum, ground truth: drawn thin
 
 ROLES = {"base": BASE, "aligned": ALIGNED, "proxy": PROXY, "gold": GOLD, "held-out": HELD_OUT, "exact": EXACT}
 
-NIGHT = {  # the same on dark pages
-    BASE: "#a3abb3", ALIGNED: "#35c9ba", PROXY: "#ac8cf0", GOLD: "#f0b13c", HELD_OUT: "#6aa9f0", EXACT: "#ffffff",
-}
-
 FAMILIES = {
     "reward_weighted": "#b4561a",
     "policy_gradient": "#2f62ad",
     "reward_gradient": "#8a3ea8",
     "preference": "#c22f5e",
     "test_time": "#3c7f2c",
+}
+
+NIGHT = {  # the same on dark pages
+    BASE: "#a3abb3", ALIGNED: "#35c9ba", PROXY: "#ac8cf0", GOLD: "#f0b13c", HELD_OUT: "#6aa9f0", EXACT: "#ffffff",
+    FAMILIES["reward_weighted"]: "#e8894c",
+    FAMILIES["policy_gradient"]: "#7ea6ea",
+    FAMILIES["reward_gradient"]: "#cb8de4",
+    FAMILIES["preference"]: "#f07a9f",
+    FAMILIES["test_time"]: "#80c66c",
 }
 
 
@@ -37,3 +42,12 @@ def role(name: str) -> str:
     if name.startswith("#"):
         return name
     raise ValueError(f"no role is called {name!r}; roles: {', '.join(ROLES)}; families: {', '.join(FAMILIES)}")
+
+
+def on_page(name: str) -> str:
+    """A role, a family or a colour for a style in HTML; what has another colour on dark pages is a variable there.
+
+    Raises ValueError as `role` does.
+    """
+    colour = role(name)
+    return next((f"var(--sv-{known})" for known, hue in (ROLES | FAMILIES).items() if hue == colour), colour)

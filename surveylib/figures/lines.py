@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .colours import role
+from .colours import on_page, role
 from .movable import Figure, _labels, _range, as_rows
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700, 380, 62, 110, 14, 46
-ROLE_NAMES = ("base", "aligned", "proxy", "gold", "held-out", "exact")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,25 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     step = power * min((m for m in (1, 2, 2.5, 5, 10) if m * power >= raw), default=10)
     first = np.ceil(low / step - 1e-9)
     return [float(round(k * step, 10)) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+
+
+def inside(x: np.ndarray, y: np.ndarray, low: float, high: float) -> list[list[tuple[float, float]]]:
+    """The pieces of the curve (x, y) with low <= y <= high, cut where it leaves; it breaks where y is not finite."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for x0, y0, x1, y1 in zip(x[:-1], y[:-1], x[1:], y[1:], strict=True):
+        if not np.isfinite(y0 + y1) or min(y0, y1) > high or max(y0, y1) < low:
+            pieces.append([])
+            continue
+        ends = []
+        for at, value, other, over in ((x0, y0, x1, y1), (x1, y1, x0, y0)):
+            edge = min(max(value, low), high)
+            ends.append((at if edge == value else at + (other - at) * (edge - value) / (over - value), edge))
+        if not pieces[-1]:
+            pieces[-1].append(ends[0])
+        pieces[-1].append(ends[1])
+        if ends[1][1] != y1:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
 
 
 class LinePlotSlider(Figure):
@@ -80,17 +98,24 @@ class LinePlotSlider(Figure):
         return (LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT),
                 HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM))
 
-    def _path(self, x: np.ndarray, y: np.ndarray) -> str:
-        px, py = self._place(x, np.clip(np.nan_to_num(y), *self.ylim))
+    def _path(self, points: Sequence[tuple[float, float]]) -> str:
+        px, py = self._place(*np.asarray(points, dtype=float).T)
         return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px, py))
+
+    def _line(self, x: np.ndarray, y: np.ndarray) -> str:
+        """The curve where it lies in the frame."""
+        return "".join(self._path(piece) for piece in inside(x, y, *self.ylim)) or "M0 0"
+
+    def _shade(self, x: np.ndarray, y: np.ndarray) -> str:
+        """Between the curve and zero, cut at the frame."""
+        rim, floor = np.clip(np.nan_to_num(y), *self.ylim), float(np.clip(0.0, *self.ylim))
+        return self._path([*zip(x, rim, strict=True), (x[-1], floor), (x[0], floor)]) + "Z"
 
     def _build(self, notes: list[str] | None) -> None:
         spec = []
-        zero = self._place(np.zeros(1), np.clip(np.zeros(1), *self.ylim))[1][0]
         for curve, xs, ys in zip(self.curves, self.x, self.y):
-            d = [self._path(xs, row) for row in ys]
-            ends = self._place(xs[[0, -1]], np.zeros(2))[0]
-            f = [f"{p}L{ends[1]:.1f} {zero:.1f}L{ends[0]:.1f} {zero:.1f}Z" for p in d] if curve.fill else []
+            d = [self._line(xs, row) for row in ys]
+            f = [self._shade(xs, row) for row in ys] if curve.fill else []
             at = [self._name_place(xs, row) for row in ys]
             spec.append({"d": d, "f": f, "at": at})
         self._spread(spec)
@@ -103,8 +128,10 @@ class LinePlotSlider(Figure):
                      f"{self._axes()}{''.join(drawn)}</svg>{_range(self.name, self.labels, self.start)}{note}")
 
     def _name_place(self, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-        """Where the direct label goes: right of the curve's last point."""
-        px, py = self._place(x[-1:], np.clip(np.nan_to_num(y[-1:]), *self.ylim))
+        """Where the direct label goes: right of the curve's last point in the frame, or of its last point."""
+        drawn = inside(x, y, *self.ylim)
+        last = drawn[-1][-1] if drawn else (x[-1], min(max(np.nan_to_num(y[-1]), self.ylim[0]), self.ylim[1]))
+        px, py = self._place(*np.asarray([last], dtype=float).T)
         return round(float(px[0]) + 6, 1), round(float(py[0]) + 4, 1)
 
     def _spread(self, spec: list[dict[str, Any]]) -> None:
@@ -123,7 +150,7 @@ class LinePlotSlider(Figure):
 
     @staticmethod
     def _svg_curve(n: int, curve: Curve, d: str, f: str, at: tuple[float, float]) -> str:
-        colour = f"var(--sv-{curve.role})" if curve.role in ROLE_NAMES else role(curve.role)
+        colour = on_page(curve.role)
         width = 1.4 if curve.role == "exact" else 2.6
         dash = ' stroke-dasharray="7 5"' if curve.dash else ""
         shade = f'<path data-fill="{n}" d="{f}" style="fill:{colour};opacity:.16"/>' if f else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex, to_rgb, to_rgba, to_rgba_array
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.gridspec import GridSpec
 
@@ -116,6 +116,13 @@ def _at_night(figure: MatplotlibFigure) -> None:
             text.set_color(_night_colour(text.get_color()))
         for line in axes.lines:
             line.set_color(_night_colour(line.get_color()))
+            for get, put in ((line.get_markeredgecolor, line.set_markeredgecolor),
+                             (line.get_markerfacecolor, line.set_markerfacecolor)):
+                if to_rgba(get())[3]:
+                    put(_night_colour(get()))
+        for marks in axes.collections:  # error bars, scatters, bands
+            for get, put in ((marks.get_edgecolor, marks.set_edgecolor), (marks.get_facecolor, marks.set_facecolor)):
+                put([(*to_rgb(_night_colour(colour)), colour[3]) for colour in to_rgba_array(get())])
         if legend := axes.get_legend():
             legend.get_frame().set_alpha(0)
             for text in legend.get_texts():
@@ -137,7 +144,7 @@ def _for_a_phone(figure: MatplotlibFigure) -> None:
 
 
 class Plot(Figure):
-    """A matplotlib figure with caption and alternative text, drawn for light and dark pages, for wide ones and phones."""
+    """A matplotlib figure with caption and alternative text, for light and dark pages, for wide ones and phones."""
 
     def __init__(self, figure: MatplotlibFigure, *, title: str = "", caption: str = "", alt: str = "",
                  width: int = 704):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from .colours import role
+from .colours import on_page, role
 from .lines import ticks
 from .movable import Figure, _asset, _json
 
@@ -103,7 +103,7 @@ class ScatterChooser(Figure):
     def _marks(self, across: Sequence[float | None], up: Sequence[float | None]) -> str:
         parts = []
         for n, (point, x, y) in enumerate(zip(self.points, across, up)):
-            hue = f"var(--sv-{point.role})" if point.role in ("base", "aligned") else role(point.role)
+            hue = on_page(point.role)
             hidden = x is None or y is None
             wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
             at = (0, 0) if hidden else (LEFT + x * wide, HEIGHT - BOTTOM - y * high)

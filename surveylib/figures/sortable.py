@@ -7,7 +7,7 @@ from html import escape
 from numbers import Real
 from typing import Any
 
-from .colours import role
+from .colours import on_page
 from .movable import Figure, _asset, _json
 
 
@@ -32,7 +32,7 @@ class SortableTable(Figure):
         if sort is not None and sort not in self.columns:
             raise ValueError(f"SortableTable: sort={sort!r} is no column; columns: {', '.join(self.columns)}")
         self.cells = [[_cell(cell) for cell in row] for row in rows]
-        hues = [None] * len(rows) if colours is None else [None if c is None else role(c) for c in colours]
+        hues = [None] * len(rows) if colours is None else [None if c is None else on_page(c) for c in colours]
         key = "st" + uuid.uuid4().hex[:10]
         heads = "".join(f'<th scope="col" aria-sort="none"><button type="button">{escape(name)}</button></th>'
                         for name in self.columns)

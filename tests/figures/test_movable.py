@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from surveylib.figures import BeforeAfter, Curve, LinePlotSlider, PictureGrid, Scrubber, SliderGrid
+from surveylib.figures.lines import inside
 
 X = np.linspace(-1, 1, 5)
 SHADES = [np.full((8, 8, 3), v) for v in (0.0, 0.4, 0.8)]
@@ -181,3 +182,14 @@ def test_picture_shows_with_javascript_off(opened):
     page, _ = opened(Scrubber([np.zeros((8, 8, 3)), np.ones((8, 8, 3))], alt="x"), java_script_enabled=False)
     shot = np.asarray(Image.open(io.BytesIO(page.locator("img").screenshot())).convert("L"))
     assert np.median(shot) < 20
+
+
+def test_a_curve_is_cut_where_it_leaves_the_frame_and_breaks_where_it_is_not_a_number():
+    x = np.arange(7.0)
+    y = np.array([0.0, 2.0, 0.0, np.nan, 1.0, 1.0, -1.0])
+    pieces = inside(x, y, 0.0, 1.0)
+    assert pieces == [[(0.0, 0.0), (0.5, 1.0)], [(1.5, 1.0), (2.0, 0.0)], [(4.0, 1.0), (5.0, 1.0), (5.5, 0.0)]]
+    figure = LinePlotSlider(x, [Curve("a", y)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a", ylim=(0.0, 1.0))
+    assert figure.spec["curves"][0]["d"][0].count("M") == 3
+    above = LinePlotSlider(x, [Curve("a", x + 9)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a", ylim=(0.0, 1.0))
+    assert above.spec["curves"][0]["d"] == ["M0 0"]

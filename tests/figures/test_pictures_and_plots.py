@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import re
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -56,7 +57,15 @@ def test_roles_are_distinct_also_in_grey():
     assert len(set(colours.ROLES.values())) == len(colours.ROLES)
     for a, b in itertools.combinations([colours.PROXY, colours.GOLD, colours.EXACT], 2):  # drawn in one plot
         assert abs(luminance(a) - luminance(b)) > 0.08
-    assert set(colours.NIGHT) == set(colours.ROLES.values())
+    known = colours.ROLES | colours.FAMILIES
+    assert set(colours.NIGHT) == set(known.values())
+    style = files("surveylib.figures").joinpath("figure.css").read_text(encoding="utf-8")
+    for name, colour in known.items():
+        assert colours.on_page(colour) == colours.on_page(name) == f"var(--sv-{name})"
+        night = colours.NIGHT[colour]
+        assert (luminance(night) + 0.05) / (luminance("#121212") + 0.05) > 4.5, f"{name} is not seen on a dark page"
+        shades = set(re.findall(rf"--sv-{name}:(#\w+)", style))
+        assert shades <= {colour, night, "#000", "#fff"} and len(shades) == 2, f"{name}: day and night in figure.css"
     with pytest.raises(ValueError, match=r"proxy.*held-out"):
         colours.role("violet")
 
@@ -123,6 +132,11 @@ def test_a_legend_is_read_on_a_dark_page():
     axes.annotate("here", (0, 0), color="#5b646c")
     axes.legend()
     _at_night(figure)
+    bars = axes.errorbar([0], [1], [1], color="black", marker="o", mfc="none", mec=colours.PROXY)
+    _at_night(figure)
+    assert (bars.lines[2][0].get_edgecolor() == 1).all(), "error bars"
+    assert bars.lines[0].get_markeredgecolor() == colours.NIGHT[colours.PROXY]
+    assert bars.lines[0].get_markerfacecolor() == "none"
     legend = axes.get_legend()
     assert legend.get_lines()[0].get_color() == axes.lines[0].get_color() == "#ffffff"
     assert legend.get_frame().get_alpha() == 0 and axes.texts[0].get_color() == "#a4afba"
