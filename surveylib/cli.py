@@ -42,9 +42,9 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 @app.command("list")
 def list_cards(
     as_json: AsJson = False,
-    status: Annotated[str | None, typer.Option(help="Only cards of this status: runs or planned.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only cards of this status: runs, explained or planned.")] = None,
 ) -> None:
-    """The survey's topics and techniques: what runs and what is planned."""
+    """The survey's topics and techniques: what runs, what is explained, what is planned."""
     from surveylib.catalog import as_records, cards
 
     records = as_records(cards(status=status))

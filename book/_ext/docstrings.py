@@ -4,6 +4,7 @@ The library's docstrings are written for readers of the source: `names` in back 
 Where even the cleaned text is not valid reStructuredText it is shown as it stands, in a literal block; nothing is lost.
 """
 
+import inspect
 import re
 
 from docutils import nodes
@@ -11,6 +12,7 @@ from docutils.core import publish_doctree
 
 KEEP = re.compile(r"(:[\w:]+:`[^`]*`|``[^`]+``|\*\*[^*\s][^*]*\*\*)")
 SINGLE = re.compile(r"`([^`\n]+)`")
+NEXT = re.compile(r"(?<=\.) ((?:\w+, )*\w+): ")
 FIELDS = re.compile(r"^\s*(:[\w ]+:|\.\. )")
 
 
@@ -49,6 +51,27 @@ def faults(text: str) -> bool:
 def literal(lines: list[str]) -> list[str]:
     """The lines as a literal block."""
     return ["::", "", *(f"   {line}" for line in lines), ""]
+
+
+def split_entries(app, what, name, obj, options, lines: list[str]) -> None:
+    """Handler before napoleon: several entries on a line of Args or Attributes, "a: one. b: two.", become several."""
+    try:
+        known = {*inspect.signature(obj).parameters, *getattr(obj, "__annotations__", ())}
+    except (TypeError, ValueError):  # what has no signature
+        return
+    out, section, entry = [], None, ""
+    for line in lines:
+        depth = len(line) - len(line.lstrip())
+        if section is not None and line.strip() and depth <= section:
+            section = None
+        if section is not None and line.strip():
+            if not entry or depth <= len(entry):
+                entry = line[:depth]
+            line = NEXT.sub(lambda m: f"\n{entry}{m[1]}: " if set(m[1].split(", ")) <= known else m[0], line)
+        elif line.strip() in ("Args:", "Attributes:"):
+            section, entry = depth, ""
+        out += line.split("\n")
+    lines[:] = out
 
 
 def process(app, what, name, obj, options, lines: list[str]) -> None:

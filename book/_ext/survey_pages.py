@@ -92,7 +92,7 @@ class Page:
 
     def card_link(self, card: catalog.Card) -> str:
         """Where a reader lands who clicks a card on the map: its chapter if written and run, else its entry."""
-        if card.module and card.chapter in self.written:
+        if card.chapter in self.written:
             return self.link(f"chapters/{card.chapter}")
         return self.link(f"book/parts/{catalog.family(card.family).part}", f"card-{card.key}")
 
@@ -142,7 +142,8 @@ class Page:
         total, runs = len(catalog.cards()), len(catalog.cards(status="runs"))
         head = (f'<div class="sv-maphead"><label>Find <input type="search" placeholder="DDPO, guidance ..." '
                 f'aria-controls="sv-map"></label><span class="sv-legend"><span class="sv-chip sv-runs">runs here</span>'
-                f'<span class="sv-chip sv-planned">planned</span> {runs} of {total} entries run today</span>'
+                f'<span class="sv-chip sv-explained">explained</span><span class="sv-chip sv-planned">planned</span> '
+                f'{runs} of {total} entries run today</span>'
                 '<output aria-live="polite"></output></div>')
         return raw(f'<div class="sv-map" id="sv-map">{head}{"".join(bands)}</div>')
 
@@ -223,7 +224,8 @@ class Page:
         for name in api_pages(self.root):
             module = module_files(self.root).get(f"surveylib.{name}")
             text = (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) if module else None) or ""
-            items.append(f"- [{name}](api/{name}.md)" + (f": {text.partition(chr(10))[0]}" if text else ""))
+            first = (text or "Command line and exercises.").partition("\n")[0].removeprefix(f"{name.capitalize()}: ")
+            items.append(f"- [{name}](api/{name}.md): {first}")
         return "\n".join(items) + "\n"
 
     def api(self, name: str) -> str:
@@ -241,4 +243,5 @@ class Page:
 
 def setup(app) -> None:
     """Register what these pages need."""
+    app.connect("autodoc-process-docstring", docstrings.split_entries, priority=100)
     app.connect("autodoc-process-docstring", docstrings.process, priority=900)

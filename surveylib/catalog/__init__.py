@@ -45,12 +45,13 @@ def family(key: str) -> Family:
 
 
 def cards(family_key: str | None = None, *, part: str | None = None, status: str | None = None) -> tuple[Card, ...]:
-    """All cards in the order of the book; of one family, one part, or one status ("runs", "planned").
+    """All cards in the order of the book; of one family, one part, or one status ("runs", "explained",
+    "planned").
 
     Raises KeyError for an unknown family or part, ValueError for an unknown status.
     """
-    if status not in (None, "runs", "planned"):
-        raise ValueError(f"status is 'runs' or 'planned', not {status!r}")
+    if status not in (None, "runs", "explained", "planned"):
+        raise ValueError(f"status is 'runs', 'explained' or 'planned', not {status!r}")
     wanted = {family(family_key).key} if family_key else {f.key for f in families(part)}
     return tuple(c for c in _CARDS if c.family in wanted and status in (None, c.status))
 

@@ -40,7 +40,7 @@ class Card:
     family: key of a `Family`. paper: title. arxiv: identifier or None. year, venue: as the survey's list prints them.
     group: the branch inside the family. lists: which of the survey's public lists file it (empty: added by this book).
     needs: what a method asks for, out of `NEEDS`; empty when not recorded. models: what it is written for, out of
-    `MODEL_CLASSES`; empty when not recorded. module: dotted path of the code, None while planned.
+    `MODEL_CLASSES`; empty when not recorded. module: dotted path of the code, None while there is none.
     chapter: key of the chapter that treats it, or None. link: address of the paper where there is no arXiv identifier.
     """
 
@@ -62,8 +62,8 @@ class Card:
 
     @property
     def status(self) -> str:
-        """ "runs" when the card names a module, else "planned"."""
-        return "runs" if self.module else "planned"
+        """ "runs" when the card names a module, "explained" when only a chapter treats it, else "planned"."""
+        return "runs" if self.module else "explained" if self.chapter else "planned"
 
     @property
     def url(self) -> str | None:

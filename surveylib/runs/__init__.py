@@ -1,0 +1,1 @@
+"""Runs: where results are written and resumed, scale, seeds and randomness, the ledger of costs, memory."""

@@ -37,3 +37,15 @@ def test_what_cannot_be_saved_is_shown_as_it_stands():
 def test_examples_and_equations_are_left_alone():
     text = "Say it.\n\n>>> f(*a)\n3\n\n.. math:: x_t = a * b_|c|"
     assert processed(text) == text
+
+
+def test_entries_that_share_a_line_are_told_apart():
+    def draw(model, steps: int, seed: int, out: str):
+        """"""
+
+    lines = ["Draws.", "", "Args:", "    model, steps: see above. seed: names", "        the noise, as in a: b. out: folder. It is made.",
+             "", "After it. steps: stay."]
+    docstrings.split_entries(None, "function", "draw", draw, None, lines)
+    assert lines == ["Draws.", "", "Args:", "    model, steps: see above.", "    seed: names",
+                     "        the noise, as in a: b.", "    out: folder. It is made.", "",
+                     "After it. steps: stay."]

@@ -4,6 +4,7 @@ import json
 import pkgutil
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_card_is_consistent(card):
     assert set(card.needs) <= set(catalog.NEEDS) and set(card.models) <= set(catalog.MODEL_CLASSES)
     assert set(card.lists) <= set(catalog.LISTS)
     assert card.chapter is None or card.chapter in {c.key for c in catalog.chapters()}
-    assert card.status == ("runs" if card.module else "planned")
+    assert card.status == ("runs" if card.module else "explained" if card.chapter else "planned")
 
 
 @pytest.mark.parametrize("card", catalog.cards(status="runs"), ids=lambda card: card.key)
@@ -108,3 +109,11 @@ def test_records_are_json_with_the_promised_keys():
     for record in records:
         assert {"key", "name", "family", "paper", "section", "status", "module"} <= set(record)
     assert [r["key"] for r in catalog.as_records((catalog.lookup("ddpo"),))] == ["ddpo"]
+
+
+@pytest.mark.parametrize("card", catalog.cards(status="explained"), ids=lambda card: card.key)
+def test_what_is_explained_is_cited_in_its_chapter(card):
+    root = Path(__file__).parents[2]
+    entries = (root / "book" / "references.bib").read_text(encoding="utf-8").splitlines()
+    key = next(re.match(r"@\w+\{([^,]+),", line)[1] for line in entries if card.arxiv in line)
+    assert key in (root / "chapters" / f"{card.chapter}.md").read_text(encoding="utf-8")
