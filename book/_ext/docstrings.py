@@ -59,6 +59,10 @@ def split_entries(app, what, name, obj, options, lines: list[str]) -> None:
         known = {*inspect.signature(obj).parameters, *getattr(obj, "__annotations__", ())}
     except (TypeError, ValueError):  # what has no signature
         return
+
+    def apart(found: re.Match) -> str:
+        return f"\n{entry}{found[1]}: " if set(found[1].split(", ")) <= known else found[0]
+
     out, section, entry = [], None, ""
     for line in lines:
         depth = len(line) - len(line.lstrip())
@@ -67,7 +71,7 @@ def split_entries(app, what, name, obj, options, lines: list[str]) -> None:
         if section is not None and line.strip():
             if not entry or depth <= len(entry):
                 entry = line[:depth]
-            line = NEXT.sub(lambda m: f"\n{entry}{m[1]}: " if set(m[1].split(", ")) <= known else m[0], line)
+            line = NEXT.sub(apart, line)
         elif line.strip() in ("Args:", "Attributes:"):
             section, entry = depth, ""
         out += line.split("\n")

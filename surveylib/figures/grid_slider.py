@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from .movable import Figure, _json, _labels, _range
+from .movable import Figure, _cell, _grid, _json, _labels, _range
 from .pictures import data_address, tile, to_png
 
 _SCRIPT = """((box, spec) => {
@@ -36,9 +36,9 @@ class GridSlider(Figure):
 
     pictures: for each slider position the pictures of all cells, in reading order; equal pictures are stored once.
     captions: one for each cell, or None. passed: for each position the mark of each cell, or None. slider: (name,
-    labels). notes: a sentence for each position, shown below. columns: pictures in a row; on a phone three or four
-    instead of six or eight. width: of one picture in pixels on a wide page. start: the position that stands without
-    JavaScript.
+    labels). notes: a sentence for each position, shown below. columns: pictures in a row; on a phone a row of
+    more than four takes two lines. width: of one picture in pixels on a wide page. start: the position that stands
+    without JavaScript.
     Raises ValueError where the numbers of positions or cells differ.
     """
 
@@ -63,23 +63,11 @@ class GridSlider(Figure):
         marks = None if passed is None else [[bool(p) for p in row] for row in passed]
         spec = {"labels": labels, "captions": texts, "frames": [data_address(png) for png in unique],
                 "at": [[index[png] for png in row] for row in table], "passed": marks, "notes": notes}
-        drawn = "".join(self._cell(table[start][k], texts[k], None if marks is None else marks[start][k], pixelated)
-                        for k in range(cells))
+        cells = [_cell(table[start][k], texts[k], None if marks is None else marks[start][k], pixelated,
+                       k % columns == 0) for k in range(cells)]
         note = f'<p class="sv-note" aria-live="polite">{escape(notes[start])}</p>' if notes else ""
         key = "sg" + uuid.uuid4().hex[:10]
         self.body = (f'<div id="{key}">{_range(slider[0], labels, start)}{note}'
-                     f'<div class="sv-grid{" sv-half" if columns in (6, 8) else ""}" '
-                     f'style="grid-template-columns:repeat({columns},minmax(3.2rem,{width}px));--half:{columns // 2}">'
-                     f'{drawn}</div></div>'
+                     f'{_grid(cells, columns, width)}</div>'
                      f'<script>{_SCRIPT}(document.getElementById("{key}"),{_json(spec)});</script>')
         self.png = to_png(tile(list(pictures[start]), columns))
-
-    @staticmethod
-    def _cell(png: bytes, text: str, passed: bool | None, pixelated: bool) -> str:
-        word = {None: "", True: "passes", False: "fails"}[passed]
-        mark = "" if passed is None else (f'<i class="sv-mark sv-{"yes" if passed else "no"}" title="{word}" '
-                                          f'aria-hidden="true">{"✓" if passed else "✗"}</i>')
-        above = f"<span>{escape(text)}</span>" if text else ""
-        alt = escape(", ".join(x for x in (text, word) if x) or "picture")
-        look = ' class="sv-pix"' if pixelated else ""
-        return f'<div class="sv-cell">{above}<img src="{data_address(png)}" alt="{alt}"{look}>{mark}</div>'

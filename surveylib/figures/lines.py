@@ -11,7 +11,8 @@ import numpy as np
 from .colours import on_page, role
 from .movable import Figure, _labels, _range, as_rows
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700, 380, 62, 110, 14, 46
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 700, 380, 62, 14, 46
+RIGHT, LETTER = (110, 200), 7.6  # least and largest room for the names; mean width of a letter of theirs
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class LinePlotSlider(Figure):
         for c, xs, ys in zip(self.curves, self.x, self.y):
             if xs.shape != ys.shape[1:]:
                 raise ValueError(f"curve {c.label!r}: {ys.shape[1]} values at {xs.shape[0]} positions of x")
+        longest = max(len(c.label) for c in self.curves)
+        self.right = min(max(RIGHT[0], round(LETTER * longest) + 8), RIGHT[1])
         values = np.concatenate([y[np.isfinite(y)] for y in self.y])
         if not values.size:
             raise ValueError("LinePlotSlider: no finite value to draw")
@@ -95,7 +98,7 @@ class LinePlotSlider(Figure):
     def _place(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Data to SVG coordinates."""
         (x0, x1), (y0, y1) = self.xlim, self.ylim
-        return (LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT),
+        return (LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - self.right),
                 HEIGHT - BOTTOM - (y - y0) / (y1 - y0) * (HEIGHT - TOP - BOTTOM))
 
     def _path(self, points: Sequence[tuple[float, float]]) -> str:
@@ -124,7 +127,8 @@ class LinePlotSlider(Figure):
         note = f'<p class="sv-note" aria-live="polite">{escape(notes[self.start])}</p>' if notes else ""
         drawn = [self._svg_curve(n, c, s["d"][self.start], s["f"][self.start] if s["f"] else "", s["at"][self.start])
                  for n, (c, s) in enumerate(zip(self.curves, spec))]
-        self.body = (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self.alt)}">'
+        self.body = (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" style="--names:{self.right - 6}px" role="img" '
+                     f'aria-label="{escape(self.alt)}">'
                      f"{self._axes()}{''.join(drawn)}</svg>{_range(self.name, self.labels, self.start)}{note}")
 
     def _name_place(self, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -159,7 +163,7 @@ class LinePlotSlider(Figure):
                 f'style="fill:{colour}">{escape(curve.label)}</text>')
 
     def _axes(self) -> str:
-        right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
+        right, floor = WIDTH - self.right, HEIGHT - BOTTOM
         rule = "style=\"stroke:var(--sv-rule)\""
         parts = [f'<path d="M{LEFT} {TOP}V{floor}H{right}" {rule} fill="none"/>']
         for value in ticks(*self.xlim):

@@ -156,7 +156,8 @@ class PictureGrid(Figure):
     """Pictures in rows, a text above each, a mark for pass (round, tick) or fail (square, cross) in the corner.
 
     pictures: in reading order. captions, passed: one for each, or None. columns: pictures in a row.
-    row_labels: one for each row. width: of one picture in pixels on a wide page.
+    row_labels: one for each row. width: of one picture in pixels on a wide page. On a phone a row of more than four
+    takes two lines.
     """
 
     def __init__(self, pictures: Sequence[Any], captions: Sequence[str] | None = None,
@@ -174,21 +175,29 @@ class PictureGrid(Figure):
         for n, picture in enumerate(pictures):
             if row_labels is not None and n % columns == 0:
                 cells.append(f'<div class="sv-row">{escape(row_labels[n // columns])}</div>')
-            cells.append(self._cell(picture, captions[n] if captions is not None else "",
-                                    None if passed is None else passed[n], pixelated))
-        self.body = (f'<div class="sv-grid" style="grid-template-columns:repeat({columns},minmax(3.2rem,{width}px))">'
-                     f"{''.join(cells)}</div>")
+            cells.append(_cell(picture, captions[n] if captions is not None else "",
+                               None if passed is None else passed[n], pixelated, n % columns == 0))
+        self.body = _grid(cells, columns, width)
         self.png = to_png(tile(list(pictures), columns))
 
-    @staticmethod
-    def _cell(picture: Any, text: str, passed: bool | None, pixelated: bool) -> str:
-        verdict = {None: "", True: "passes", False: "fails"}[None if passed is None else bool(passed)]
-        mark = "" if passed is None else (f'<i class="sv-mark sv-{"yes" if passed else "no"}" title="{verdict}" '
-                                          f'aria-hidden="true">{"✓" if passed else "✗"}</i>')
-        above = f"<span>{escape(text)}</span>" if text else ""
-        alt = escape(", ".join(x for x in (text, verdict) if x) or "picture")
-        look = ' class="sv-pix"' if pixelated else ""
-        return f'<div class="sv-cell">{above}<img src="{data_address(to_png(picture))}" alt="{alt}"{look}>{mark}</div>'
+
+def _cell(picture: Any, text: str, passed: bool | None, pixelated: bool, first: bool) -> str:
+    """A picture of a grid with its text and its mark; first: of its row."""
+    verdict = {None: "", True: "passes", False: "fails"}[None if passed is None else bool(passed)]
+    mark = "" if passed is None else (f'<i class="sv-mark sv-{"yes" if passed else "no"}" title="{verdict}" '
+                                      f'aria-hidden="true">{"✓" if passed else "✗"}</i>')
+    above = f"<span>{escape(text)}</span>" if text else ""
+    alt = escape(", ".join(x for x in (text, verdict) if x) or "picture")
+    look, begin = ' class="sv-pix"' if pixelated else "", " sv-first" if first else ""
+    image = f'<img src="{data_address(to_png(picture))}" alt="{alt}"{look}>'
+    return f'<div class="sv-cell{begin}">{above}{image}{mark}</div>'
+
+
+def _grid(cells: Sequence[str], columns: int, width: int) -> str:
+    """Cells side by side; on a phone a row of more than four takes two lines."""
+    half = " sv-half" if columns > 4 else ""
+    return (f'<div class="sv-grid{half}" style="grid-template-columns:repeat({columns},minmax(3.2rem,{width}px));'
+            f'--half:{-(-columns // 2)}">{"".join(cells)}</div>')
 
 
 def as_rows(values: Any, positions: int) -> np.ndarray:

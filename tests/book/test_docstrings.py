@@ -43,8 +43,8 @@ def test_entries_that_share_a_line_are_told_apart():
     def draw(model, steps: int, seed: int, out: str):
         """"""
 
-    lines = ["Draws.", "", "Args:", "    model, steps: see above. seed: names", "        the noise, as in a: b. out: folder. It is made.",
-             "", "After it. steps: stay."]
+    lines = ["Draws.", "", "Args:", "    model, steps: see above. seed: names",
+             "        the noise, as in a: b. out: folder. It is made.", "", "After it. steps: stay."]
     docstrings.split_entries(None, "function", "draw", draw, None, lines)
     assert lines == ["Draws.", "", "Args:", "    model, steps: see above.", "    seed: names",
                      "        the noise, as in a: b.", "    out: folder. It is made.", "",

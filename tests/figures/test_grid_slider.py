@@ -46,7 +46,7 @@ def test_an_alternative_text_is_asked_for():
         GridSlider([[RED], [BLUE]], slider=SLIDER)
 
 
-@pytest.mark.parametrize(("columns", "phone"), [(4, None), (6, 3), (7, None), (8, 4)])
+@pytest.mark.parametrize(("columns", "phone"), [(4, None), (5, 3), (6, 3), (7, 4), (8, 4)])
 def test_many_columns_are_halved_on_a_phone(columns, phone):
     page = GridSlider([[RED] * columns, [BLUE] * columns], slider=SLIDER, columns=columns, alt="x").html()
     grid = re.search(r'<div class="sv-grid([^"]*)" style="([^"]*)"', page)

@@ -193,3 +193,17 @@ def test_a_curve_is_cut_where_it_leaves_the_frame_and_breaks_where_it_is_not_a_n
     assert figure.spec["curves"][0]["d"][0].count("M") == 3
     above = LinePlotSlider(x, [Curve("a", x + 9)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a", ylim=(0.0, 1.0))
     assert above.spec["curves"][0]["d"] == ["M0 0"]
+
+
+def test_rows_of_a_wide_grid_begin_anew_on_a_phone():
+    page = PictureGrid([SHADES[0]] * 14, columns=7, alt="two rows").body
+    assert "sv-half" in page and "--half:4" in page
+    assert [n for n, cell in enumerate(page.split('class="sv-cell')[1:]) if cell.startswith(" sv-first")] == [0, 7]
+
+
+def test_long_names_of_curves_have_room():
+    def right(name: str) -> float:
+        figure = LinePlotSlider(X, [Curve(name, X**2)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a")
+        return 700 - figure.spec["curves"][0]["at"][0][0]
+
+    assert right("base") == 104 and right("opposite sides of it") > 20 * 7

@@ -3,7 +3,7 @@
 import pytest
 
 from surveylib.figures import colours
-from surveylib.figures.movable import PictureGrid
+from surveylib.figures.movable import LinePlotSlider
 from surveylib.figures.source import Source
 
 
@@ -22,9 +22,9 @@ def test_shows_the_code_without_docstrings():
 
 
 def test_names_file_and_class_once():
-    code = Source(colours.role, PictureGrid._cell).code
+    code = Source(colours.role, LinePlotSlider._svg_curve).code
     assert code.count("# surveylib/figures/colours.py") == 1
-    assert "# surveylib/figures/movable.py\n# class PictureGrid\n@staticmethod\ndef _cell(" in code
+    assert "# surveylib/figures/lines.py\n# class LinePlotSlider\n@staticmethod\ndef _svg_curve(" in code
 
 
 def test_is_a_python_block_on_a_page():
