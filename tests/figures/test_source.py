@@ -3,7 +3,7 @@
 import pytest
 
 from surveylib.figures import colours
-from surveylib.figures.movable import LinePlotSlider
+from surveylib.figures.lines import LinePlotSlider
 from surveylib.figures.source import Source
 
 
