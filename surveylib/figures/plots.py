@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import Collection
 from matplotlib.colors import to_hex, to_rgb, to_rgba, to_rgba_array
 from matplotlib.figure import Figure as MatplotlibFigure
 from matplotlib.gridspec import GridSpec
@@ -121,14 +122,20 @@ def _at_night(figure: MatplotlibFigure) -> None:
                 if to_rgba(get())[3]:
                     put(_night_colour(get()))
         for marks in axes.collections:  # error bars, scatters, bands
-            for get, put in ((marks.get_edgecolor, marks.set_edgecolor), (marks.get_facecolor, marks.set_facecolor)):
-                put([(*to_rgb(_night_colour(colour)), colour[3]) for colour in to_rgba_array(get())])
+            _marks_at_night(marks)
         if legend := axes.get_legend():
             legend.get_frame().set_alpha(0)
             for text in legend.get_texts():
                 text.set_color("#e6eaee")
             for line in legend.get_lines():
                 line.set_color(_night_colour(line.get_color()))
+            for marks in legend.findobj(Collection):
+                _marks_at_night(marks)
+
+
+def _marks_at_night(marks: Collection) -> None:
+    for get, put in ((marks.get_edgecolor, marks.set_edgecolor), (marks.get_facecolor, marks.set_facecolor)):
+        put([(*to_rgb(_night_colour(colour)), colour[3]) for colour in to_rgba_array(get())])
 
 
 def _for_a_phone(figure: MatplotlibFigure) -> None:

@@ -9,6 +9,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import Collection
 from PIL import Image
 
 from surveylib import figures
@@ -130,11 +131,11 @@ def test_a_legend_is_read_on_a_dark_page():
     figure, axes = figures.new_axes()
     axes.plot([0, 1], color="black", label="truth")
     axes.annotate("here", (0, 0), color="#5b646c")
+    bars = axes.errorbar([0], [1], [1], color="black", marker="o", mfc="none", mec=colours.PROXY, label="bars")
     axes.legend()
     _at_night(figure)
-    bars = axes.errorbar([0], [1], [1], color="black", marker="o", mfc="none", mec=colours.PROXY)
-    _at_night(figure)
     assert (bars.lines[2][0].get_edgecolor() == 1).all(), "error bars"
+    assert all((marks.get_edgecolor() == 1).all() for marks in axes.get_legend().findobj(Collection))
     assert bars.lines[0].get_markeredgecolor() == colours.NIGHT[colours.PROXY]
     assert bars.lines[0].get_markerfacecolor() == "none"
     legend = axes.get_legend()

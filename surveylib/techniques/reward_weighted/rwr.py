@@ -144,9 +144,8 @@ RWR.PRESETS = {
         Training(epochs=20, samples=10240, samples_per_prompt=4, updates=160, passes=4, lr=3e-4, lora_rank=4,
                  micro_batch=8, sample_batch=8),
         model="sd1.5", reward="aesthetic",
-        source="arXiv 2305.13301 for the method and its sampler; rounds, samples, passes and temperature are ours: 1 "
-               "is a beta of 1 in the paper's exp(beta r), and its own beta, about 0.2 by our notes and not verified, "
-               "would be a temperature of 5",
+        source="arXiv 2305.13301 for the method and its sampler; rounds, samples, passes and temperature 1 are ours: "
+               "the paper's beta in exp(beta r) is one over the temperature",
         cost="10,240 pictures and 40,960 trained noise levels an epoch",
     ),
     "single": Preset(
