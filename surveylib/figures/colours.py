@@ -45,9 +45,10 @@ def role(name: str) -> str:
 
 
 def on_page(name: str) -> str:
-    """A role, a family or a colour for a style in HTML; what has another colour on dark pages is a variable there.
+    """A role, a family or a colour for a style in HTML: variables for the first two, others lighter on dark pages.
 
     Raises ValueError as `role` does.
     """
     colour = role(name)
-    return next((f"var(--sv-{known})" for known, hue in (ROLES | FAMILIES).items() if hue == colour), colour)
+    known = next((known for known, hue in (ROLES | FAMILIES).items() if hue == colour), None)
+    return f"var(--sv-{known})" if known else f"color-mix(in srgb,{colour} var(--sv-keep),#fff)"

@@ -42,6 +42,8 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def inside(x: np.ndarray, y: np.ndarray, low: float, high: float) -> list[list[tuple[float, float]]]:
     """The pieces of the curve (x, y) with low <= y <= high, cut where it leaves; it breaks where y is not finite."""
+    if np.isfinite(y).all() and low <= y.min() and y.max() <= high:
+        return [list(zip(x, y, strict=True))]
     pieces: list[list[tuple[float, float]]] = [[]]
     for x0, y0, x1, y1 in zip(x[:-1], y[:-1], x[1:], y[1:], strict=True):
         if not np.isfinite(y0 + y1) or min(y0, y1) > high or max(y0, y1) < low:
@@ -86,7 +88,8 @@ class LinePlotSlider(Figure):
         values = np.concatenate([y[np.isfinite(y)] for y in self.y])
         if not values.size:
             raise ValueError("LinePlotSlider: no finite value to draw")
-        low, high = ylim or (min(0.0, float(values.min())), float(values.max()) * 1.06)
+        top = float(values.max())
+        low, high = ylim or (min(0.0, float(values.min())), top + 0.06 * abs(top))
         self.ylim = (low, high if high > low else low + 1.0)
         self.xlim = (min(float(v.min()) for v in self.x), max(float(v.max()) for v in self.x))
         if self.xlim[0] == self.xlim[1]:
@@ -127,8 +130,8 @@ class LinePlotSlider(Figure):
         note = f'<p class="sv-note" aria-live="polite">{escape(notes[self.start])}</p>' if notes else ""
         drawn = [self._svg_curve(n, c, s["d"][self.start], s["f"][self.start] if s["f"] else "", s["at"][self.start])
                  for n, (c, s) in enumerate(zip(self.curves, spec))]
-        self.body = (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" style="--names:{self.right - 6}px" role="img" '
-                     f'aria-label="{escape(self.alt)}">'
+        self.body = (f'<svg class="sv-lines" viewBox="0 0 {WIDTH} {HEIGHT}" style="--names:{self.right - 6}px" '
+                     f'role="img" aria-label="{escape(self.alt)}">'
                      f"{self._axes()}{''.join(drawn)}</svg>{_range(self.name, self.labels, self.start)}{note}")
 
     def _name_place(self, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

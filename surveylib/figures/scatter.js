@@ -30,10 +30,11 @@
     seen.sort((a, b) => a.y - b.y);  // names go where nothing stands yet: right or left of the mark, then lower
     const taken = seen.map(p => [p.x - 6, p.y - 6, p.x + 6, p.y + 6]);
     taken.push([0, top, left, floor]);  // the ticks and the title of the axis
+    const rows = [0, ...[...Array(10).keys()].flatMap(n => [n + 1, -n - 1])];  // the nearest first
     seen.forEach(p => {
       const name = marks[p.k].querySelector("text");
       let best = null;
-      for (const n of [0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5, 6, -6]) for (const side of [1, -1]) {
+      for (const n of rows) for (const side of [1, -1]) {
         const dy = n * size, x0 = side > 0 ? p.x + 9 : p.x - 9 - p.w, y0 = p.y + dy - size / 2;
         const rect = [x0, y0, x0 + p.w, y0 + size];
         const out = x0 < 4 || x0 + p.w > right + 28 || y0 < 0 || y0 + size > floor ? 1e6 : 0;  // a name that is cut is worse than one that is covered

@@ -191,6 +191,8 @@ def test_a_curve_is_cut_where_it_leaves_the_frame_and_breaks_where_it_is_not_a_n
     assert pieces == [[(0.0, 0.0), (0.5, 1.0)], [(1.5, 1.0), (2.0, 0.0)], [(4.0, 1.0), (5.0, 1.0), (5.5, 0.0)]]
     figure = LinePlotSlider(x, [Curve("a", y)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a", ylim=(0.0, 1.0))
     assert figure.spec["curves"][0]["d"][0].count("M") == 3
+    below_zero = LinePlotSlider(x, [Curve("a", -1 - x)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a")
+    assert below_zero.spec["curves"][0]["d"][0].count("L") == 6, "its own frame holds the whole curve"
     above = LinePlotSlider(x, [Curve("a", x + 9)], ("t", ["1"]), xlabel="x", ylabel="y", alt="a", ylim=(0.0, 1.0))
     assert above.spec["curves"][0]["d"] == ["M0 0"]
 

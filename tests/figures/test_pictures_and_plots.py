@@ -67,6 +67,7 @@ def test_roles_are_distinct_also_in_grey():
         assert (luminance(night) + 0.05) / (luminance("#121212") + 0.05) > 4.5, f"{name} is not seen on a dark page"
         shades = set(re.findall(rf"--sv-{name}:(#\w+)", style))
         assert shades <= {colour, night, "#000", "#fff"} and len(shades) == 2, f"{name}: day and night in figure.css"
+    assert colours.on_page("#1b5e20") == "color-mix(in srgb,#1b5e20 var(--sv-keep),#fff)"
     with pytest.raises(ValueError, match=r"proxy.*held-out"):
         colours.role("violet")
 

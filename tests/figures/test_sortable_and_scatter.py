@@ -101,10 +101,14 @@ def test_axes_are_chosen_and_what_has_no_number_is_named(opened):
 
 
 @pytest.mark.browser
-def test_names_do_not_lie_on_each_other(opened):
+@pytest.mark.parametrize("screen", [{}, {"viewport": {"width": 390, "height": 844}}], ids=["laptop", "phone"])
+def test_names_do_not_lie_on_each_other(opened, screen):
     close = [Point(f"method {n}", {"a": 1.0 + n / 200, "b": 1.0 + n / 300}) for n in range(6)]
     points = [*close, Point("far", {"a": 2.0, "b": 2.0})]
-    page, problems = opened(ScatterChooser(points, {"a": "a", "b": "b"}, x="a", y="b", alt="six close points"))
+    page, problems = opened(ScatterChooser(points, {"a": "a", "b": "b"}, x="a", y="b", alt="six close points"),
+                            **screen)
+    moved = page.locator("[data-point='0'] text").evaluate("e => getComputedStyle(e).transform")
+    assert moved == "none", "a name stays at its point"
     boxes = [page.locator(f"[data-point='{n}'] text").bounding_box() for n in range(6)]
     for n, one in enumerate(boxes):
         for other in boxes[n + 1:]:
